@@ -1,0 +1,45 @@
+# Two commands set everything up: `make demo` and `make test`. Needs Python ≥ 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint types imports format clean
+
+help:
+	@echo 'make demo   a federation of three simulated hospitals, to the report (a few minutes)'
+	@echo 'make test   lint, types, import rules and all tests this machine can run'
+	@echo 'make format let ruff format and mend the code'
+	@echo 'make clean  remove the environment and what the demo made'
+
+# uv installs in seconds what pip takes minutes for; it lives inside the environment.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python >= 3.11 is needed and $(PYTHON) is older: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/aecnn-simulate run configs/demo.yaml
+
+test: $(READY) lint types imports
+	$(BIN)/python -m pytest -m 'not gpu' --cov
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs

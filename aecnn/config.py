@@ -1,0 +1,280 @@
+"""Every YAML a person writes, as frozen models: unknown keys are refused and all faults are told at once.
+
+A run's configuration has two halves. `Plan` (images, model, training) is what the centre asks each hospital to do and
+travels with every message. The rest (data, partition, federation) stays where it is used.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aecnn.errors import ConfigError
+from aecnn.findings import nearest_hint
+
+Backbone = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "inception_v3",
+]
+Normalisation = Literal["batch", "group", "frozen"]
+Padding = Literal["replicate", "zeros"]
+Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
+
+DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImagesConfig(StrictModel):
+    """How a radiograph becomes the model's input, and what augmentation does to it in training."""
+
+    size_px: int = Field(default=1024, ge=16, le=4096)
+    crop_size_px: int | None = Field(default=None, ge=16, le=4096)  # None: no crop. The paper: 896 of 1024
+    rotation_deg: float = Field(default=0.0, ge=0.0, le=45.0)  # drawn in ± this range. The paper: 5
+    horizontal_flip: bool = True
+
+    @property
+    def input_size_px(self) -> int:
+        """Side of the square the model sees, in pixels."""
+        return self.crop_size_px or self.size_px
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.crop_size_px is not None and self.crop_size_px > self.size_px:
+            raise ValueError(f"crop_size_px {self.crop_size_px} is larger than size_px {self.size_px}")
+        if self.input_size_px % DOWNSCALE:
+            raise ValueError(f"input size {self.input_size_px} px is not divisible by {DOWNSCALE}: use a multiple of 4")
+        return self
+
+
+class ModelConfig(StrictModel):
+    """The joint AE-CNN: which classifier looks at the latent code, and how it starts."""
+
+    backbone: Backbone = "densenet121"
+    weights: Literal["none", "imagenet"] = "none"
+    normalisation: Normalisation = "batch"
+    train_normalisation_affine: bool = True  # `frozen` only: whether scale and shift still train
+    padding: Padding = "replicate"
+
+    @model_validator(mode="after")
+    def _frozen_needs_weights(self) -> Self:
+        if self.normalisation == "frozen" and self.weights == "none":
+            raise ValueError(
+                "normalisation 'frozen' keeps the statistics of pretrained weights, and weights is 'none': "
+                "set weights: imagenet, or normalisation: group"
+            )
+        return self
+
+
+class TrainingConfig(StrictModel):
+    """Local training at one hospital in one round."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    weight_decay: float = Field(default=1e-5, ge=0.0)
+    batch_size: int = Field(default=8, ge=1)
+    local_epochs: int | None = Field(default=None, ge=1)
+    local_steps: int | None = Field(default=None, ge=1)
+    bce_weight: float = Field(default=0.9, ge=0.0, le=1.0)  # λ of the paper's loss λ·BCE + (1−λ)·MSE
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    num_threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("give exactly one of local_epochs and local_steps")
+        return self
+
+
+class Plan(StrictModel):
+    """What the centre asks every hospital to do: the input, the model and the local training."""
+
+    images: ImagesConfig
+    model: ModelConfig
+    training: TrainingConfig
+
+
+class PhantomConfig(StrictModel):
+    """Synthetic radiographs, written to ``data.root`` when that folder does not exist yet."""
+
+    num_patients: int = Field(default=400, ge=2)
+    image_size_px: int = Field(default=128, ge=32, le=2048)
+    seed: int = Field(default=1, ge=0)
+    preset: Literal["demo", "nih"] = "demo"
+    num_hospitals: int = Field(default=3, ge=1)  # each with a scanner style of its own
+
+
+class DataConfig(StrictModel):
+    """One dataset on this machine in the official ChestX-ray14 layout."""
+
+    root: Folder
+    on_unreadable: Literal["refuse", "skip"] = "refuse"
+    phantom: PhantomConfig | None = None
+
+
+class PartitionConfig(StrictModel):
+    """How one dataset becomes hospitals; a patient is never in two of them."""
+
+    by: Literal["equal", "sizes", "manifest"] = "equal"
+    num_hospitals: int | None = Field(default=None, ge=1)  # for `equal`
+    sizes: tuple[float, ...] | None = None  # for `sizes`: relative shares of patients, one a hospital
+    file: str = "patients.csv"  # for `manifest`: a table `Patient ID,Hospital`, relative to data.root
+    max_patients: int | None = Field(default=None, ge=1)  # keep at most this many patients at each hospital
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.by == "equal" and self.num_hospitals is None:
+            raise ValueError("by: equal needs num_hospitals")
+        if self.by == "sizes" and (not self.sizes or min(self.sizes) <= 0):
+            raise ValueError(f"by: sizes needs one positive share a hospital, found {self.sizes}")
+        if self.by != "equal" and self.num_hospitals is not None:
+            raise ValueError(f"num_hospitals goes with by: equal, and by is {self.by!r}: remove it")
+        if self.by != "sizes" and self.sizes is not None:
+            raise ValueError(f"sizes goes with by: sizes, and by is {self.by!r}: remove it")
+        return self
+
+
+class FederationConfig(StrictModel):
+    """The centre's side of a run: rounds, who takes part in each, and which round's model is released."""
+
+    num_rounds: int = Field(default=3, ge=1)
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    min_hospitals: int = Field(default=2, ge=1)
+    join_timeout_s: float = Field(default=600.0, gt=0.0)
+    round_timeout_s: float = Field(default=3600.0, gt=0.0)
+    validation_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    released_round: Literal["last", "best"] = "best"  # best: by pooled validation AUROC, never by test
+
+
+class SimulationConfig(StrictModel):
+    """One simulated federation, from dataset to report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataConfig
+    partition: PartitionConfig
+    federation: FederationConfig
+    images: ImagesConfig
+    model: ModelConfig
+    training: TrainingConfig
+    train_alone: bool = False  # also train each hospital alone for as many steps, as the yardstick
+
+    @property
+    def plan(self) -> Plan:
+        """The half that travels to the hospitals."""
+        return Plan(images=self.images, model=self.model, training=self.training)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(path: Path, kind: type[Config], *, overrides: Sequence[str] = ()) -> Config:
+    """Reads one YAML file, applies ``key.sub=value`` overrides and validates the whole.
+
+    Raises:
+        ConfigError: With every fault found, each with its key, value and remedy.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(path, [f"cannot be read ({error.strerror}): give the path of a YAML file"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(document, dict):
+        raise ConfigError(path, [f"holds {type(document).__name__}, expected keys and values"])
+    for override in overrides:
+        _apply_override(document, override)
+    return validate_config(document, kind, subject=path)
+
+
+def locate_config(name: str) -> Path:
+    """Gives the path of a configuration named relative to the working folder or to the folder of these packages.
+
+    Flower unpacks an app's bundle where it likes and starts it in another folder, so a relative name is looked up in
+    both places.
+
+    Raises:
+        ConfigError: It is in neither.
+    """
+    places = [Path(name).expanduser(), Path(__file__).resolve().parents[1] / name]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise ConfigError(name, [f"is not a file; looked at {' and '.join(str(place.absolute()) for place in places)}"])
+
+
+def validate_config(document: object, kind: type[Config], *, subject: object) -> Config:
+    """Validates plain data against a model; the errors read as sentences.
+
+    Raises:
+        ConfigError: With every fault found.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(subject, [_sentence(fault, kind) for fault in error.errors()]) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """Gives the YAML text of a configuration, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}", ["expected key=value, for example training.batch_size=16"])
+    *parents, last = key.split(".")
+    place = document
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}", [f"{parent!r} is the value {inner!r}, it has no keys below it"])
+        place = inner
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}", [f"{value!r} is not a YAML value"]) from error
+
+
+def _sentence(fault: Any, kind: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "the file"
+    if fault["type"] == "extra_forbidden":
+        known = tuple(_keys_at(kind, fault["loc"][:-1]))
+        hint = nearest_hint(str(fault["loc"][-1]), known) or f"; known keys: {', '.join(known)}"
+        return f"{place}: no such key{hint}"
+    if fault["type"] == "missing":
+        return f"{place}: is missing, and has no default"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{place}: {message}" + ("" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})")
+
+
+def _keys_at(kind: type[BaseModel], place: tuple[object, ...]) -> list[str]:
+    """Names of the keys allowed at a nested place of a model."""
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            return []
+        kind = inner[0]
+    return list(kind.model_fields)

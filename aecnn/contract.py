@@ -1,0 +1,150 @@
+"""What the centre and a hospital may say to each other, as plain data; Flower's types are made from it at either end.
+
+Only what has a ``+`` leaves a hospital: counts, sums over images, histograms and weights. Keys are kebab-case on the
+wire. A message holds at most these records:
+
+========== ============================== ===========================================================
+direction  record                         content
+========== ============================== ===========================================================
+to         ``request``                    `Request`: run, round, seed, plan as JSON, validation share
+to         ``weights``                    the global model's named arrays
+from       ``origin``                     `Origin`: hospital, round and code fingerprint
+from       ``counts``                     `HospitalCounts`, once, when a hospital joins
+from       ``report``                     `RoundReport`: sums over the images trained on
+from       ``validation``                 `ValidationReport`: sums over the validation images
+from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]
+from       ``weights``                    the locally trained model's named arrays
+========== ============================== ===========================================================
+"""
+
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field
+
+from aecnn.config import Plan, StrictModel, validate_config
+from aecnn.errors import FederationError
+from aecnn.findings import NUM_FINDINGS
+
+WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
+REPORT, VALIDATION, HISTOGRAMS = "report", "validation", "histograms"
+SCORE_COUNTS = "score-counts"  # the one array of the histograms record
+
+# Codes a hospital answers with when it cannot do as asked; the reason stays in its own log.
+CODE_FAILED = 100
+CODE_REFUSED = 101
+CODE_NO_DATA = 102
+CODE_TEXT = {
+    CODE_FAILED: "the hospital's training failed; its own log says why",
+    CODE_REFUSED: "the hospital refused the request; its own log says why",
+    CODE_NO_DATA: "the hospital could not read its data; its own log says why",
+}
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class WireModel(StrictModel):
+    """A record of scalars with kebab-case keys; unknown and missing keys are refused on arrival."""
+
+    model_config = ConfigDict(alias_generator=_kebab, populate_by_name=True)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Gives the record's keys and values."""
+        return self.model_dump(by_alias=True, mode="python")
+
+    @classmethod
+    def from_wire(cls, record: object) -> Self:
+        """Reads a record that arrived.
+
+        Raises:
+            ConfigError: A key is missing, unknown or out of bounds; all faults at once.
+        """
+        return validate_config(record, cls, subject=f"the record {cls.__name__}")
+
+
+class Request(WireModel):
+    """What the centre asks of a hospital in one round (round 0: before the first)."""
+
+    run: str
+    round: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    plan_json: str
+    validation_fraction: float = Field(gt=0.0, lt=1.0)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, validated.
+
+        Raises:
+            ConfigError: It is not a plan this installation knows.
+        """
+        try:
+            document = json.loads(self.plan_json)
+        except json.JSONDecodeError as error:
+            raise FederationError(f"the request's plan is not JSON ({error})") from error
+        return validate_config(document, Plan, subject="the request's plan")
+
+
+class Origin(WireModel):
+    """Who answers, to which round, and with which code."""
+
+    hospital: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    round: int = Field(ge=0)
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class HospitalCounts(WireModel):
+    """How much a hospital holds; `positives` counts training images in the order of the findings."""
+
+    num_train_images: int = Field(ge=0)
+    num_train_patients: int = Field(ge=0)
+    num_validation_images: int = Field(ge=0)
+    num_validation_patients: int = Field(ge=0)
+    num_skipped_images: int = Field(ge=0)
+    positives: list[int] = Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)
+
+
+class RoundReport(WireModel):
+    """Sums over one local training."""
+
+    num_images: int = Field(ge=1)  # training images held: the FedAvg weight
+    num_steps: int = Field(ge=0)
+    images_seen: int = Field(ge=0)
+    bce_sum: float
+    mse_sum: float
+    alive_pixels: int = Field(ge=0)
+    lit_pixels: int = Field(ge=0)
+    seconds: float = Field(ge=0.0)
+
+
+class ValidationReport(WireModel):
+    """Sums over the validation images, of the global model as it arrived."""
+
+    num_images: int = Field(ge=0)
+    bce_sum: float
+    mse_sum: float
+
+
+@cache
+def code_fingerprint() -> str:
+    """Gives the SHA-256 of the installed code that a run depends on at either end, as 64 hex digits.
+
+    Two installations with one fingerprint run the same model, training and messages. It is taken once a process: what
+    counts is the code that was loaded.
+    """
+    digest = hashlib.sha256()
+    for package in ("aecnn", "client", "server"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FederationError(f"the package {package!r} is not installed: reinstall this distribution")
+        root = Path(spec.submodule_search_locations[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{package}/{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From a folder of radiographs and tables to batches: manifest, images, checks, synthetic data."""

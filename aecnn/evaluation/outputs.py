@@ -1,0 +1,89 @@
+"""What the model says about every image of a set, in one pass without gradients.
+
+Evaluation draws no random number, so it never moves a training run.
+Shapes: N images, F findings, S = input side in pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_msssim import ssim as structural_similarity
+from torch import Tensor
+
+from aecnn.config import ImagesConfig
+from aecnn.data.augmentation import to_input
+from aecnn.data.source import LoadedImages
+from aecnn.model.joint import JointAECNN
+from aecnn.model.loss import masked_bce_per_image
+from aecnn.training.batches import Rows
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Per-image results of one pass."""
+
+    logits: NDArray[np.float32]  # [N, F]
+    bce: NDArray[np.float64]  # [N]: mean over the image's labelled findings
+    mse: NDArray[np.float64]  # [N]: mean over its pixels, intensities in [0, 1]
+    ssim: NDArray[np.float64] | None  # [N], where asked for
+
+
+def run_model(
+    model: JointAECNN,
+    data: LoadedImages,
+    rows: Rows,
+    images_config: ImagesConfig,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    with_ssim: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outputs:
+    """Runs the model on the centre crops of the chosen images.
+
+    The model's training mode is put back afterwards.
+
+    Args:
+        model: Weights to judge.
+        data: Decoded images with their targets.
+        rows: Which images of `data`.
+        images_config: Size and crop of the model's input.
+        batch_size: Images in one forward pass.
+        device: Where to compute.
+        precision: ``fp32`` or ``bf16``.
+        with_ssim: Also compute each reconstruction's structural similarity (Wang et al. 2004; 11 px Gaussian window).
+        on_progress: Called with images done and images in all.
+    """
+    was_training = model.training
+    model.to(device).eval()
+    targets = torch.from_numpy(data.manifest.targets)
+    parts: list[list[Tensor]] = []
+    with torch.inference_mode():
+        for start in range(0, rows.size, batch_size):
+            batch = rows[start : start + batch_size]
+            images = to_input(data.images.read(batch).to(device, non_blocking=True), images_config)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                output = model(images)
+            logits, reconstruction = output.logits.float(), output.reconstruction.float()
+            bce = masked_bce_per_image(logits, targets[torch.from_numpy(batch)].to(device))
+            mse = (reconstruction - images).square().flatten(1).mean(1)
+            similar = (
+                structural_similarity(images, reconstruction, data_range=1.0, size_average=False)
+                if with_ssim
+                else torch.empty(len(batch))
+            )
+            parts.append([logits.cpu(), bce.cpu(), mse.cpu(), similar.cpu()])
+            if on_progress is not None:
+                on_progress(min(start + batch_size, rows.size), rows.size)
+    model.train(was_training)
+    logits_all, bce_all, mse_all, ssim_all = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Outputs(
+        logits=logits_all.numpy(),
+        bce=bce_all.double().numpy(),
+        mse=mse_all.double().numpy(),
+        ssim=ssim_all.double().numpy() if with_ssim else None,
+    )

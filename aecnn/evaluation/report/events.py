@@ -1,0 +1,158 @@
+"""What a run folder's JSON says, as frozen dataclasses; an undefined score (null or NaN) is None.
+
+Keys this report does not know are let through, so that an older report reads a newer run.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
+
+
+@dataclass(frozen=True)
+class HospitalCounts:
+    """What one hospital brings to the run."""
+
+    num_train_images: int | None = None
+    num_train_patients: int | None = None
+    num_validation_images: int | None = None
+    num_validation_patients: int | None = None
+    positives: dict[str, int] = field(default_factory=dict)  # finding -> images
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first event of a run."""
+
+    run: str | None = None
+    started_at: str | None = None
+    hospitals: dict[str, HospitalCounts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HospitalValidation:
+    """The global model on one hospital's validation part."""
+
+    macro_auroc: Number = None
+    bce: Number = None
+    mse: Number = None
+    num_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The global model after a round, on all validation parts together; round 0 is the initial model."""
+
+    round: int
+    macro_auroc: Number = None
+    bce: Number = None
+    mse: Number = None
+    num_images: int | None = None
+    hospitals: dict[str, HospitalValidation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HospitalTraining:
+    """One hospital's local training in one round."""
+
+    num_images: int | None = None
+    images_seen: int | None = None
+    num_steps: int | None = None
+    bce: Number = None
+    mse: Number = None
+    latent_alive_fraction: Number = None
+    seconds: Number = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of local training and averaging."""
+
+    round: int
+    seconds: Number = None
+    hospitals: dict[str, HospitalTraining] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # hospital -> reason
+    missing: tuple[str, ...] = ()
+
+    def mean(self, quantity: str) -> float | None:
+        """Mean of ``bce`` or ``mse`` over the images seen in training; None where nothing was reported."""
+        trainings = self.hospitals.values()
+        pairs = [(getattr(training, quantity), training.images_seen or training.num_images) for training in trainings]
+        known = [(value, weight) for value, weight in pairs if value is not None and weight]
+        return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event of a run."""
+
+    status: str
+    released_round: int | None = None
+    finished_at: str | None = None
+    seconds: Number = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class FindingScores:
+    """One finding's scores on one split."""
+
+    auroc: Number = None
+    auprc: Number = None
+    num_positive: int | None = None
+    num_negative: int | None = None
+
+    @property
+    def why_undefined(self) -> str | None:
+        """Why there is no AUROC, as the end of a sentence; None where there is one."""
+        if self.auroc is not None:
+            return None
+        if self.num_positive == 0 and self.num_negative == 0:
+            return "no image is labelled for it"
+        if self.num_positive == 0:
+            return "no positive image"
+        return "no negative image" if self.num_negative == 0 else "the run gives no AUROC for it"
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How near the decoded images are to the originals."""
+
+    psnr_db: Number = None
+    ssim: Number = None
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's scores on one split."""
+
+    macro_auroc: Number = None
+    macro_auprc: Number = None
+    findings: dict[str, FindingScores] = field(default_factory=dict)
+    num_images: int | None = None
+    num_patients: int | None = None
+    split: str = "test"
+    reconstruction: Reconstruction | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Each hospital's own model, trained without the others for as many steps, on the same split."""
+
+    hospitals: dict[str, ModelScores]
+    mean_macro_auroc: Number = None
+    num_steps: int | None = None
+
+    def mean_auroc(self, finding: str) -> float | None:
+        """Mean AUROC of one finding over the hospitals where it is defined."""
+        scores = [model.findings[finding].auroc for model in self.hospitals.values() if finding in model.findings]
+        defined = [score for score in scores if score is not None]
+        return sum(defined) / len(defined) if defined else None

@@ -1,0 +1,251 @@
+"""Reads a run folder; a file that is absent or damaged becomes a note on the page, never a failure."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from aecnn.errors import FaultyInputError, PredictionsError
+from aecnn.evaluation.predictions import read_predictions, read_targets
+from aecnn.evaluation.report.events import Alone, End, HospitalCounts, ModelScores, Round, Start, Validation
+
+LOGGER = logging.getLogger(__name__)
+REPORT_NAME = "report.html"
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class History:
+    """The events of a run, the last one said of each round counting."""
+
+    start: Start
+    validations: tuple[Validation, ...]  # by round
+    rounds: tuple[Round, ...]  # by round
+    end: End | None
+
+    @property
+    def hospital_names(self) -> tuple[str, ...]:
+        """Every hospital the run speaks of, those of the start event first."""
+        in_validation = [name for event in self.validations for name in event.hospitals]
+        in_training = [name for event in self.rounds for name in event.hospitals]
+        return tuple(dict.fromkeys([*self.start.hospitals, *in_validation, *in_training]))
+
+    def counts(self, hospital: str) -> HospitalCounts:
+        """What a hospital brings; all unknown where the start event does not name it."""
+        return self.start.hospitals.get(hospital, HospitalCounts())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores and targets of the same images, rows and findings aligned."""
+
+    scores: NDArray[np.float64]  # [N, 14], NaN where not predicted
+    targets: NDArray[np.float64]  # [N, 14], 0, 1 or NaN
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, its latent code and its reconstruction."""
+
+    image: str
+    findings: tuple[str, ...]
+    probabilities: dict[str, float]  # finding -> probability
+    original: NDArray[np.uint8]  # [S, S]
+    latent: NDArray[np.uint8]  # [S/4, S/4]
+    reconstruction: NDArray[np.uint8]  # [S, S]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as the report needs it; None where a file is absent or unreadable."""
+
+    folder: str  # its name
+    config_text: str | None
+    config: dict[str, Any]
+    history: History
+    metrics: ModelScores | None
+    alone: Alone | None
+    predictions: Predictions | None
+    examples: tuple[Example, ...]
+    files: tuple[tuple[str, int], ...]  # name, bytes
+    notes: tuple[str, ...]  # what was damaged
+
+
+def load_run(folder: Path) -> Run:
+    """Reads all the files of a run folder.
+
+    Raises:
+        FaultyInputError: Where the folder is absent or holds no file of a run.
+    """
+    if not folder.is_dir():
+        raise FaultyInputError(folder, ["is not a folder: give the run folder that a simulation wrote"])
+    known = ("config.yaml", "history.jsonl", "metrics.json")
+    if not any((folder / name).is_file() for name in known):
+        raise FaultyInputError(folder, [f"holds none of {', '.join(known)}: give a run folder"])
+    notes: list[str] = []
+    config_text = _read_text(folder / "config.yaml", notes)
+    run = Run(
+        folder=folder.resolve().name,
+        config_text=config_text,
+        config=_parse_config(config_text, notes),
+        history=_read_history(folder / "history.jsonl", notes),
+        metrics=_read_json(folder / "metrics.json", ModelScores, notes),
+        alone=_read_json(folder / "alone.json", Alone, notes),
+        predictions=_read_predictions(folder, notes),
+        examples=_read_examples(folder, notes),
+        files=_list_files(folder),
+        notes=tuple(notes),
+    )
+    for note in notes:
+        LOGGER.warning("%s: %s", folder, note)
+    return run
+
+
+def _read_text(path: Path, notes: list[str]) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read ({error.strerror}).")
+        return None
+
+
+def _parse_config(text: str | None, notes: list[str]) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text or "")
+    except yaml.YAMLError:
+        notes.append("config.yaml is not valid YAML; it is shown as it stands.")
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_json(path: Path, kind: type[Kind], notes: list[str]) -> Kind | None:
+    text = _read_text(path, notes)
+    if text is None:
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(text))
+    except (json.JSONDecodeError, RecursionError):
+        notes.append(f"{path.name} is not valid JSON; it is left out.")
+    except ValidationError as error:
+        notes.append(f"{path.name} is not what a run writes ({_first_fault(error)}); it is left out.")
+    return None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg'].lower()}"
+
+
+def _read_history(path: Path, notes: list[str]) -> History:
+    start, end = Start(), None
+    validations: dict[int, Validation] = {}
+    rounds: dict[int, Round] = {}
+    for event in _events(_read_text(path, notes) or "", notes):
+        match event:
+            case Start():
+                start, end = event, None  # a resumed run starts again
+            case End():
+                end = event
+            case Validation():
+                validations[event.round] = event
+            case Round():
+                rounds[event.round] = event
+    return History(
+        start=start,
+        validations=tuple(validations[number] for number in sorted(validations)),
+        rounds=tuple(rounds[number] for number in sorted(rounds)),
+        end=end,
+    )
+
+
+def _events(text: str, notes: list[str]) -> list[Start | Validation | Round | End]:
+    kinds = {"start": Start, "validation": Validation, "round": Round, "end": End}
+    events: list[Start | Validation | Round | End] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+            kind = kinds.get(document.get("event"))
+            if kind is not None:
+                events.append(TypeAdapter(kind).validate_python(document))
+        except ValidationError as error:
+            notes.append(f"history.jsonl, line {number}, is left out ({_first_fault(error)}).")
+        except (json.JSONDecodeError, AttributeError, TypeError, RecursionError):
+            if number == len(lines):  # no line break after it: written half
+                notes.append(
+                    f"history.jsonl ends in the middle of line {number}: the run was interrupted while writing it. "
+                    "That line is left out."
+                )
+            else:
+                notes.append(f"history.jsonl, line {number}, is not a JSON object; it is left out.")
+    return events
+
+
+def _read_predictions(folder: Path, notes: list[str]) -> Predictions | None:
+    paths = [folder / "predictions.csv", folder / "targets.csv"]
+    if not all(path.is_file() for path in paths):
+        return None
+    try:
+        scored_images, scores = read_predictions(paths[0])
+        images, _, targets = read_targets(paths[1])
+    except PredictionsError as error:
+        notes.append(f"{Path(error.subject).name}: {error.faults[0]}. The curves are left out.")
+        return None
+    row_of = {image: row for row, image in enumerate(scored_images)}
+    shared = [(row_of[image], row) for row, image in enumerate(images) if image in row_of]
+    if len(shared) < max(len(scored_images), len(images)):
+        notes.append(
+            f"predictions.csv has {len(scored_images):,} images and targets.csv {len(images):,}; "
+            f"the curves are drawn from the {len(shared):,} they share."
+        )
+    rows = np.array(shared, dtype=np.intp).reshape(-1, 2)
+    return Predictions(scores=scores[rows[:, 0]], targets=targets[rows[:, 1]])
+
+
+def _read_examples(folder: Path, notes: list[str]) -> tuple[Example, ...]:
+    arrays_path, texts_path = folder / "examples.npz", folder / "examples.json"
+    if not arrays_path.is_file():
+        return ()
+    try:
+        with np.load(arrays_path, allow_pickle=False) as archive:
+            stacks = [archive[name] for name in ("original", "latent", "reconstruction")]
+        texts = TypeAdapter(list[dict[str, Any]]).validate_json(texts_path.read_bytes())
+        return _pair_examples(stacks, texts)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        notes.append(f"examples.npz and examples.json cannot be read together ({type(error).__name__}).")
+        return ()
+
+
+def _pair_examples(stacks: Sequence[NDArray[Any]], texts: Sequence[dict[str, Any]]) -> tuple[Example, ...]:
+    if any(stack.dtype != np.uint8 or stack.ndim != 3 for stack in stacks):
+        raise ValueError("expected three stacks of 8-bit images")
+    if {len(stack) for stack in stacks} != {len(texts)} or stacks[0].shape != stacks[2].shape:
+        raise ValueError("the stacks differ in length or size")
+    return tuple(
+        Example(
+            image=str(text["image"]),
+            findings=tuple(str(finding) for finding in text.get("findings", ())),
+            probabilities={str(name): float(value) for name, value in text.get("probabilities", {}).items()},
+            original=stacks[0][row],
+            latent=stacks[1][row],
+            reconstruction=stacks[2][row],
+        )
+        for row, text in enumerate(texts)
+    )
+
+
+def _list_files(folder: Path) -> tuple[tuple[str, int], ...]:
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return tuple((path.name, path.stat().st_size) for path in paths if path.name != REPORT_NAME)

@@ -1,0 +1,1 @@
+"""Local training of the joint AE-CNN at one hospital."""

@@ -1,0 +1,151 @@
+"""A hospital's site file: its name, where its radiographs lie, and what it trains on.
+
+A simulated hospital has one too, written by ``aecnn-simulate``. Where Flower simulates nodes without such files (plain
+``flwr run .``), each node takes its share of the dataset in the run's configuration.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from aecnn.config import Folder, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.data.manifest import Manifest, read_manifest
+from aecnn.data.phantom import ensure_phantom
+from aecnn.data.source import LoadedImages, load_images
+from aecnn.data.split import in_validation
+from aecnn.errors import FederationError, ManifestError
+from aecnn.training.batches import Rows
+
+NodeSettings = Mapping[str, object]
+log = logging.getLogger(__name__)
+
+
+class SiteDataConfig(StrictModel):
+    """Where a hospital's radiographs lie and which of their patients are its own."""
+
+    root: Folder
+    patients_file: str | None = None  # one patient a line, beside the site file; None: all patients
+    on_unreadable: Literal["refuse", "skip"] = "refuse"
+
+
+class SiteConfig(StrictModel):
+    """One hospital's own settings; the centre never sees them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    validation_key: str = Field(min_length=8)  # decides which patients validate; keep it for the life of the data
+    device: str = "auto"
+    data: SiteDataConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Hospital:
+    """A site file with its manifest: the test images are left out, whatever the dataset says."""
+
+    config: SiteConfig
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A hospital's decoded images, split into a training and a validation part by patient."""
+
+    loaded: LoadedImages
+    train_rows: Rows
+    validation_rows: Rows
+
+
+def hospital_of(node_config: NodeSettings, run_config: NodeSettings) -> Hospital:
+    """Gives the hospital this node is.
+
+    A node that names its own site file (`site`) is that hospital, whatever the run's configuration says. A simulated
+    node is known by its partition number.
+
+    Raises:
+        FederationError: The node is neither.
+    """
+    if "site" in node_config:
+        return read_hospital(Path(str(node_config["site"])))
+    if "partition-id" not in node_config:
+        raise FederationError("this node names no site file: start it with --node-config 'site=\"/path/site.yaml\"'")
+    partition, count = int(str(node_config["partition-id"])), int(str(node_config["num-partitions"]))
+    folder = str(run_config.get("hospitals", ""))
+    if not folder:
+        return _share_of_dataset(str(run_config["config"]), partition, count)
+    sites = sorted(Path(folder).glob("*/site.yaml"))
+    if len(sites) != count:
+        raise FederationError(f"{folder} holds {len(sites)} site files for {count} simulated nodes: make them equal")
+    return read_hospital(sites[partition])
+
+
+@lru_cache(maxsize=64)
+def read_hospital(site_file: Path) -> Hospital:
+    """Reads a site file and the manifest of its patients.
+
+    Raises:
+        ConfigError: The site file is faulty.
+        ManifestError: The dataset is faulty, or holds none of the hospital's patients.
+    """
+    config = load_config(site_file, SiteConfig)
+    manifest = _without_test(read_manifest(config.data.root))
+    if config.data.patients_file is not None:
+        own = (site_file.parent / config.data.patients_file).read_text(encoding="utf-8").split()
+        manifest = manifest.of_patients(own)
+    return _hospital(config, manifest)
+
+
+@lru_cache(maxsize=64)
+def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
+    """The patients whose hash falls to one of `count` simulated hospitals of about equal size."""
+    config = load_config(locate_config(config_file), SimulationConfig)
+    if config.data.phantom is not None:
+        ensure_phantom(config.data.root, config.data.phantom)
+    manifest = _without_test(read_manifest(config.data.root))
+    site = SiteConfig(
+        name=f"hospital-{partition + 1:02d}",
+        validation_key=f"simulated-{config.seed}",
+        data=SiteDataConfig(root=config.data.root, on_unreadable=config.data.on_unreadable),
+    )
+    own = [patient for patient in manifest.patients if _bucket(patient) % count == partition]
+    return _hospital(site, manifest.of_patients(own))
+
+
+@lru_cache(maxsize=64)
+def read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
+    """Decodes a hospital's images once for the life of the process and splits them by patient.
+
+    Raises:
+        ManifestError: Images are unreadable and the site file does not say to skip them, or a part is empty.
+    """
+    config = hospital.config
+    loaded = load_images(hospital.manifest, size_px=size_px, on_unreadable=config.data.on_unreadable)
+    for sentence in loaded.skipped:
+        log.warning("%s: skipped: %s", config.name, sentence)
+    patients = loaded.manifest.table["patient"].tolist()
+    validates = in_validation(patients, fraction=validation_fraction, key=config.validation_key)
+    if validates.all():
+        raise ManifestError(
+            config.data.root,
+            [f"{config.name} has {len(set(patients))} patient(s), none of whom is left to train on: add patients"],
+        )
+    return TrainingData(loaded, np.flatnonzero(~validates), np.flatnonzero(validates))
+
+
+def _hospital(config: SiteConfig, manifest: Manifest) -> Hospital:
+    if len(manifest) == 0:
+        raise ManifestError(config.data.root, [f"holds no training image of a patient of {config.name}"])
+    return Hospital(config, manifest)
+
+
+def _without_test(manifest: Manifest) -> Manifest:
+    return manifest.select((manifest.table["split"] != "test").to_numpy(dtype=bool))
+
+
+def _bucket(patient: str) -> int:
+    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big")

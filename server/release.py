@@ -1,0 +1,100 @@
+"""What a finished run leaves behind: the released model and, where the centre has a test set, its figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aecnn.config import DataConfig, Plan
+from aecnn.contract import code_fingerprint
+from aecnn.data.augmentation import to_input
+from aecnn.evaluation.evaluate import Evaluation, evaluate_split, read_split
+from aecnn.evaluation.predictions import write_predictions, write_targets
+from aecnn.findings import FINDINGS
+from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from aecnn.model.joint import JointAECNN
+from aecnn.training.device import resolve_device
+from server.loop import Released
+from server.run_folder import RunFolder
+
+NUM_EXAMPLES = 6
+
+
+def save_released(folder: RunFolder, released: Released, plan: Plan, *, run: str) -> None:
+    """Writes the released weights with all that is needed to use them."""
+    metadata = CheckpointMetadata(
+        model=plan.model,
+        images=plan.images,
+        round=released.round_number,
+        run=run,
+        fingerprint=code_fingerprint(),
+        figures={"validation_macro_auroc": released.validation_macro_auroc},
+    )
+    save_checkpoint(folder.checkpoint_file, dict(released.weights), metadata)
+
+
+def test_released(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation:
+    """Scores the released model on the dataset's test split; writes figures, predictions and example images."""
+    device = resolve_device("auto")
+    model = load_checkpoint(folder.checkpoint_file).build()
+    evaluation = evaluate_split(
+        model, plan.images, read_split(data.root, "test"), on_unreadable=data.on_unreadable, device=device
+    )
+    manifest = evaluation.loaded.manifest
+    images, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
+    probabilities = _sigmoid(evaluation.outputs.logits)
+    write_predictions(folder.path / "predictions.csv", images, probabilities)
+    write_targets(folder.path / "targets.csv", images, patients, manifest.targets)
+    _write_examples(folder.path, model, evaluation, plan, probabilities, device)
+    folder.write_json(
+        "metrics.json", {"checkpoint": folder.checkpoint_file.name, "split": "test", **evaluation.metrics.to_json()}
+    )
+    return evaluation
+
+
+def _write_examples(
+    folder: Path,
+    model: JointAECNN,
+    evaluation: Evaluation,
+    plan: Plan,
+    probabilities: NDArray[np.floating],
+    device: torch.device,
+) -> None:
+    """Writes original, latent and reconstruction of a few test images, as 8 bit, with findings and probabilities."""
+    manifest = evaluation.loaded.manifest
+    rows = _example_rows(manifest.targets)
+    with torch.inference_mode():
+        images = to_input(evaluation.loaded.images.read(rows).to(device), plan.images)
+        output = model.eval()(images)
+    arrays = {"original": images, "latent": output.latent, "reconstruction": output.reconstruction}
+    np.savez_compressed(folder / "examples.npz", allow_pickle=False, **{k: _as_uint8(v) for k, v in arrays.items()})
+    described = [
+        {
+            "image": str(manifest.table["image"].iloc[row]),
+            "findings": [FINDINGS[index] for index in np.flatnonzero(manifest.targets[row] == 1)],
+            "probabilities": {name: round(float(p), 4) for name, p in zip(FINDINGS, probabilities[row], strict=True)},
+        }
+        for row in rows
+    ]
+    (folder / "examples.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _example_rows(targets: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Picks the first image of each of several findings, so that the examples differ; then fills up in order."""
+    rows: list[int] = []
+    for finding in range(targets.shape[1]):
+        positive = [row for row in np.flatnonzero(targets[:, finding] == 1) if row not in rows]
+        rows += [int(positive[0])] if positive else []
+    rows += [row for row in range(len(targets)) if row not in rows]
+    return np.sort(np.array(rows[:NUM_EXAMPLES], dtype=np.intp))
+
+
+def _as_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = (images[:, 0].float().clamp(0, 1) * 255.0).round().to(torch.uint8).cpu().numpy()
+    return array
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))

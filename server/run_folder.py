@@ -1,0 +1,75 @@
+"""The folder of one run: configuration, history, released model, figures and report.
+
+`history.jsonl` has one JSON object a line and only grows; a reader can follow it while the run goes on.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aecnn.errors import FederationError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and the two ways to write into it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def history_file(self) -> Path:
+        """One event a line."""
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The released global model."""
+        return self.path / "global.safetensors"
+
+    @property
+    def hospitals_folder(self) -> Path:
+        """The simulated hospitals' site files."""
+        return self.path / "hospitals"
+
+    @classmethod
+    def create(cls, path: Path) -> "RunFolder":
+        """Makes the folder.
+
+        Raises:
+            FederationError: It holds a run already.
+        """
+        folder = cls(path.expanduser().absolute())
+        if folder.history_file.exists():
+            raise FederationError(f"{folder.path} holds a run already: give another --out, or remove that folder")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Adds one event to the history, on disk before this returns."""
+        line = json.dumps(event, allow_nan=False) + "\n"
+        with self.history_file.open("a", encoding="utf-8") as history:
+            history.write(line)
+            history.flush()
+            os.fsync(history.fileno())
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
+        """Writes a JSON file whole or not at all."""
+        target = self.path / name
+        partial = target.with_name(f".{name}.partial")
+        partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, target)
+        return target
+
+
+def now_iso() -> str:
+    """Gives the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

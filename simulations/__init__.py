@@ -1,0 +1,1 @@
+"""A federation inside one machine: hospitals made by partitioning one dataset by patient."""

@@ -1,0 +1,72 @@
+"""YAML files: every shipped one loads, and a faulty one is refused with all its faults."""
+
+import pytest
+
+from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
+from aecnn.errors import ConfigError
+from conftest import PROJECT
+
+SIMULATIONS = sorted((PROJECT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SIMULATIONS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_survives_a_round_trip(path, tmp_path):
+    config = load_config(path, SimulationConfig)
+    (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml", SimulationConfig) == config
+
+
+def test_all_faults_are_told_at_once_with_the_nearest_key(tmp_path):
+    faulty = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    faulty = faulty.replace("backbone: densenet121", "backbon: densenet121").replace("batch_size: 32", "batch_size: 0")
+    (tmp_path / "faulty.yaml").write_text(faulty, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "faulty.yaml", SimulationConfig)
+    text = str(refused.value)
+    assert "model.backbon: no such key; did you mean 'backbone'?" in text
+    assert "training.batch_size" in text
+    assert "found 0" in text
+    assert len(refused.value.faults) == 2
+
+
+def test_overrides_replace_values_and_unknown_ones_are_refused():
+    demo = PROJECT / "configs" / "demo.yaml"
+    config = load_config(demo, SimulationConfig, overrides=["training.batch_size=5", "model.backbone=resnet18"])
+    assert (config.training.batch_size, config.model.backbone) == (5, "resnet18")
+    with pytest.raises(ConfigError, match="training.bach_size: no such key; did you mean 'batch_size'"):
+        load_config(demo, SimulationConfig, overrides=["training.bach_size=5"])
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load_config(demo, SimulationConfig, overrides=["training.batch_size"])
+    with pytest.raises(ConfigError, match="'name' is the value 'demo'"):
+        load_config(demo, SimulationConfig, overrides=["name.first=x"])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("images.size_px=130", "not divisible by 4"),
+        ("images.crop_size_px=256", "larger than size_px"),
+        ("model.normalisation=frozen", "weights is 'none'"),
+        ("training.local_epochs=2", "exactly one of local_epochs and local_steps"),
+        ("partition={by: equal}", "needs num_hospitals"),
+        ("partition={by: sizes, sizes: [1, -1]}", "one positive share a hospital"),
+        ("partition.sizes=[1, 2]", "goes with by: sizes"),
+        ("training.learning_rate=.nan", "learning_rate"),
+        ("name=../escape", "name"),
+    ],
+)
+def test_contradictions_are_refused(override, told):
+    with pytest.raises(ConfigError) as refused:
+        load_config(PROJECT / "configs" / "demo.yaml", SimulationConfig, overrides=[override])
+    assert told in str(refused.value)
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="looked at"):
+        locate_config("absent.yaml")
+    for text, told in (("[1, 2", "not valid YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            load_config(tmp_path / "x.yaml", SimulationConfig)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path, SimulationConfig)

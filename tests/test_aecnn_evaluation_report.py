@@ -1,0 +1,490 @@
+"""The report of a run: what it says, what it survives, and how it renders in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from aecnn.config import (
+    DataConfig,
+    FederationConfig,
+    ImagesConfig,
+    ModelConfig,
+    PartitionConfig,
+    PhantomConfig,
+    SimulationConfig,
+    TrainingConfig,
+    dump_config,
+)
+from aecnn.errors import FaultyInputError
+from aecnn.evaluation.metrics import score
+from aecnn.evaluation.predictions import write_predictions, write_targets
+from aecnn.evaluation.report import write_report
+from aecnn.evaluation.report.curves import roc_panels
+from aecnn.evaluation.report.load import Predictions, load_run
+from aecnn.findings import FINDINGS
+
+HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
+NUM_ROUNDS = 6
+PREVALENCE = np.array([0.13, 0.04, 0.18, 0.2, 0.07, 0.07, 0.03, 0.1, 0.07, 0.04, 0.04, 0.03, 0.05, 0.0])
+SEPARATION = np.array([1.1, 1.9, 1.4, 0.8, 1.2, 1.0, 0.9, 1.5, 1.0, 1.6, 1.8, 1.2, 1.1, 1.0])  # of the score's means
+
+
+def write_run(folder: Path, *, num_images: int = 600) -> Path:
+    """Writes a complete run; no test image has a Hernia, so that one finding is undefined."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    targets = (rng.random((num_images, len(FINDINGS))) < PREVALENCE).astype(np.float32)
+    scores = rng.normal(targets * SEPARATION, 1.0)
+    images = [f"{row // 2:08d}_{row % 2:03d}.png" for row in range(num_images)]
+    patients = [str(row // 2) for row in range(num_images)]
+    write_predictions(folder / "predictions.csv", images, 1.0 / (1.0 + np.exp(2.5 - scores)))
+    write_targets(folder / "targets.csv", images, patients, targets)
+    metrics = score(scores, targets, patients).to_json()
+    reconstruction = {"psnr_db": 33.81, "ssim": 0.934}
+    write_json(
+        folder / "metrics.json",
+        metrics | {"checkpoint": "global.safetensors", "split": "test", "reconstruction": reconstruction},
+    )
+    alone = {}
+    for name, factor in zip(HOSPITALS, (0.75, 0.55, 0.62), strict=True):
+        alone[name] = score(rng.normal(targets * SEPARATION * factor, 1.0), targets, patients).to_json()
+    mean = float(np.mean([model["macro_auroc"] for model in alone.values()]))
+    write_json(folder / "alone.json", {"hospitals": alone, "mean_macro_auroc": mean, "num_steps": 360})
+    write_history(folder / "history.jsonl", events(rng))
+    (folder / "config.yaml").write_text(dump_config(configuration()), encoding="utf-8")
+    write_examples(folder, rng)
+    (folder / "global.safetensors").write_bytes(bytes(2048))
+    write_json(folder / "global.json", {"backbone": "densenet121"})
+    return folder
+
+
+def write_json(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def events(rng: np.random.Generator, *, hospitals: tuple[str, ...] = HOSPITALS) -> list[dict[str, Any]]:
+    """Gives the events of a completed run: losses fall, AUROC rises, one hospital is refused once, one missing once."""
+    counts = {}
+    for name in hospitals:
+        num_images = int(rng.integers(300, 900))
+        positives = {finding: int(num_images * share) for finding, share in zip(FINDINGS, PREVALENCE, strict=True)}
+        counts[name] = {
+            "num_train_images": num_images,
+            "num_train_patients": num_images // 3,
+            "num_validation_images": num_images // 9,
+            "num_validation_patients": num_images // 27,
+            "positives": positives | {"Hernia": 3},
+        }
+    lines: list[dict[str, Any]] = [
+        {"event": "start", "run": "demo", "started_at": "2025-11-23T10:40:12+00:00", "hospitals": counts},
+        _validation(0, rng, counts),
+    ]
+    for number in range(1, NUM_ROUNDS + 1):
+        trained = {
+            name: {
+                "num_images": count["num_train_images"],
+                "num_steps": 60,
+                "bce": 0.16 + 0.4 * 0.6**number + 0.02 * rng.random(),
+                "mse": 0.0009 + 0.002 * 0.5**number + 0.0002 * rng.random(),
+                "latent_alive_fraction": 0.97 + 0.02 * rng.random(),
+                "seconds": 9 + 3 * rng.random(),
+            }
+            for name, count in counts.items()
+        }
+        line: dict[str, Any] = {
+            "event": "round",
+            "round": number,
+            "seconds": 31.4,
+            "hospitals": trained,
+            "refused": {},
+            "missing": [],
+        }
+        if number == 3:
+            del trained[hospitals[-1]]
+            line["refused"] = {hospitals[-1]: "weights are not finite"}
+        if number == 4:
+            del trained[hospitals[1]]
+            line["missing"] = [hospitals[1]]
+        lines += [line, _validation(number, rng, counts)]
+    end = {
+        "event": "end",
+        "status": "completed",
+        "released_round": 5,
+        "finished_at": "2025-11-23T10:44:31+00:00",
+        "seconds": 259.0,
+        "reason": None,
+    }
+    return [*lines, end]
+
+
+def _validation(number: int, rng: np.random.Generator, counts: dict[str, Any]) -> dict[str, Any]:
+    def score_at(noise: float) -> float:
+        return 0.5 + 0.33 * (1 - 0.55**number) + noise * rng.normal()
+
+    hospitals = {
+        name: {"macro_auroc": score_at(0.02), "bce": 0.2, "mse": 0.001, "num_images": count["num_validation_images"]}
+        for name, count in counts.items()
+    }
+    return {
+        "event": "validation",
+        "round": number,
+        "macro_auroc": score_at(0.006),
+        "findings": {finding: (None if finding == "Hernia" else score_at(0.03)) for finding in FINDINGS},
+        "bce": 0.19 + 0.45 * 0.55**number,
+        "mse": 0.001 + 0.0021 * 0.5**number,
+        "num_images": 200,
+        "hospitals": hospitals,
+    }
+
+
+def configuration() -> SimulationConfig:
+    return SimulationConfig(
+        name="demo",
+        data=DataConfig(root=Path("/data/phantom"), phantom=PhantomConfig()),
+        partition=PartitionConfig(by="manifest"),
+        federation=FederationConfig(num_rounds=NUM_ROUNDS),
+        images=ImagesConfig(size_px=128),
+        model=ModelConfig(normalisation="group"),
+        training=TrainingConfig(local_steps=60),
+        train_alone=True,
+    )
+
+
+def write_examples(folder: Path, rng: np.random.Generator, *, num_examples: int = 4) -> None:
+    """Writes triptychs of smooth noise, reconstructed as an interpolating decoder would."""
+    coarse = rng.integers(0, 256, (num_examples, 8, 8), dtype=np.uint8)
+    originals = np.stack([_resized(pixels, 128) for pixels in coarse])
+    count, side, _ = originals.shape
+    latents = originals.reshape(count, side // 4, 4, side // 4, 4).mean(axis=(2, 4)).astype(np.uint8)
+    reconstructions = np.stack([_resized(latent, side) for latent in latents])
+    np.savez(folder / "examples.npz", original=originals, latent=latents, reconstruction=reconstructions)
+    texts = []
+    for row in range(count):
+        present = [] if row == 1 else [str(name) for name in rng.choice(FINDINGS[:13], size=1 + row % 2, replace=False)]
+        chances = {name: float(0.05 + 0.25 * rng.random() + (0.5 if name in present else 0)) for name in FINDINGS}
+        texts.append({"image": f"{row:08d}_000.png", "findings": present, "probabilities": chances})
+    write_json(folder / "examples.json", texts)
+
+
+def _resized(pixels: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.BILINEAR))
+
+
+class Page(HTMLParser):
+    """The page's elements and visible text; faults are tags closed in the wrong order."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes an element that opens."""
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes an element without content."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """Closes the innermost element, or notes the fault."""
+        if self.open[-1:] == [tag]:
+            self.open.pop()
+        else:
+            self.faults.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        """Keeps visible text."""
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run folder with its report; tests that change it copy it first."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "demo-run")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def changed(complete: Path, tmp_path: Path) -> Path:
+    """A copy without predictions: the fifteen ROC curves are most of the time a report takes."""
+    folder = Path(shutil.copytree(complete, tmp_path / "run"))
+    (folder / "predictions.csv").unlink()
+    return folder
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_tells_the_headline(complete: Path) -> None:
+    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+    assert page.faults == []
+    assert page.open == []
+    metrics = json.loads((complete / "metrics.json").read_text())
+    for words in (
+        f"{metrics['macro_auroc']:.3f} macro AUROC · test split",
+        "Completed",
+        "23 November 2025, 10:40 UTC",
+        "Test images 600",
+        "Test patients 300",
+        "released: 5",
+        "densenet121",
+        "Not for clinical use",
+        "hospital-3 refused: weights are not finite",
+        "missing: hospital-2",
+        "33.8 dB",
+    ):
+        assert words in page.text
+
+
+def test_the_page_needs_nothing_but_itself(complete: Path) -> None:
+    text = (complete / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 12  # four triptychs
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    references = [attributes["href"] or "" for tag, attributes in page.tags if "href" in attributes and tag != "link"]
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert all(reference.removeprefix("#") in targets for reference in references)
+
+
+def test_ids_are_unique_in_the_page(complete: Path) -> None:
+    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_folder_gives_the_same_bytes_and_leaves_no_other_file(complete: Path) -> None:
+    files, page = sorted(complete.iterdir()), (complete / "report.html").read_bytes()
+    assert write_report(complete).read_bytes() == page
+    assert sorted(complete.iterdir()) == files
+
+
+def test_an_undefined_finding_is_named_with_its_reason_and_has_no_figure(complete: Path) -> None:
+    text = (complete / "report.html").read_text(encoding="utf-8")
+    row = re.search(r"<tr>\s*<td[^>]*>Hernia</td>.*?</tr>", text, re.DOTALL)
+    assert row is not None
+    cells = [" ".join(Page(cell).text.split()) for cell in re.findall(r"<td.*?</td>", row.group(), re.DOTALL)]
+    assert cells == ["Hernia", "no positive image", "–", "–", "–", "0.0 %", "0", "600"]
+    assert "Not in the mean: Hernia (no positive image)." in Page(text).text
+
+
+def test_nan_and_null_scores_are_dashes_everywhere(changed: Path) -> None:
+    nothing = {
+        finding: {"auroc": float("nan"), "auprc": None, "num_positive": 0, "num_negative": 9} for finding in FINDINGS
+    }
+    scores = {"macro_auroc": float("nan"), "macro_auprc": None, "findings": nothing, "num_images": 9, "num_patients": 4}
+    write_json(changed / "metrics.json", scores)
+    write_json(changed / "alone.json", {"hospitals": {"hospital-1": scores}, "mean_macro_auroc": None, "num_steps": 1})
+    lines = events(np.random.default_rng(1))
+    for line in lines:
+        if line["event"] == "validation":
+            line["macro_auroc"] = line["bce"] = None
+            line["hospitals"] = {name: {"macro_auroc": None} for name in line["hospitals"]}
+    write_history(changed / "history.jsonl", lines)
+    page = page_of(changed)
+    assert page.faults == []
+    assert "– macro AUROC" in page.text
+    assert not re.search(r"\b(nan|None|null)\b", page.text.replace(": null", "").replace("weights: none", ""))
+
+
+@pytest.mark.parametrize(
+    ("absent", "sentence"),
+    [
+        ("metrics.json", "no readable metrics.json"),
+        ("targets.csv", "Curves need predictions.csv and targets.csv"),
+        ("examples.npz", "no readable examples.npz"),
+        ("config.yaml", "no readable config.yaml"),
+        ("history.jsonl", "no start event in history.jsonl"),
+    ],
+)
+def test_an_absent_file_is_a_sentence_in_its_section(changed: Path, absent: str, sentence: str) -> None:
+    (changed / absent).unlink()
+    page = page_of(changed)
+    assert sentence in page.text
+    assert page.faults == []
+
+
+def test_without_yardstick_there_is_no_comparison(changed: Path) -> None:
+    (changed / "alone.json").unlink()
+    assert "Together or alone" not in page_of(changed).text
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out_and_said(changed: Path) -> None:
+    text = (changed / "history.jsonl").read_text()
+    (changed / "history.jsonl").write_text(text[: text.rindex('"finished_at"')])
+    page = page_of(changed)
+    assert "history.jsonl ends in the middle of line 15" in page.text
+    assert "Not finished" in page.text
+    assert len(load_run(changed).history.rounds) == NUM_ROUNDS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "alone.json",
+        "history.jsonl",
+        "config.yaml",
+        "examples.npz",
+        "examples.json",
+        "predictions.csv",
+        "targets.csv",
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"[1, 2", b'{"findings": 3}\n', b"\xff\xfe\x00\n: : ["])
+def test_a_damaged_file_never_stops_the_report(complete: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for path in complete.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(content)
+    run = load_run(tmp_path)
+    assert run.notes or content in (b"", b'{"findings": 3}\n')
+
+
+def test_text_from_files_is_never_markup(changed: Path) -> None:
+    evil = "<script>alert(1)</script> $x_1$ & \"quoted\" 'name'"
+    lines = events(np.random.default_rng(1), hospitals=(evil, "hospital-2", "hospital-3"))
+    lines[0]["run"] = lines[-1]["reason"] = evil
+    lines[-1]["status"] = "failed"
+    write_history(changed / "history.jsonl", lines)
+    alone = json.loads((changed / "alone.json").read_text())
+    alone["hospitals"][evil] = alone["hospitals"].pop("hospital-1")
+    write_json(changed / "alone.json", alone)
+    write_json(changed / "examples.json", [{"image": evil, "findings": [evil], "probabilities": {evil: 0.5}}] * 4)
+    (changed / "config.yaml").write_text(f"name: {json.dumps(evil)}\nmodel: {{backbone: '</pre><script>'}}\n")
+    text = write_report(changed).read_text(encoding="utf-8")
+    assert not [tag for tag, _ in Page(text).tags if tag == "script"]
+    assert Page(text).faults == []
+    assert Page(text).text.count(evil) >= 5
+    assert html.escape("<script>alert(1)</scr…", quote=False) in text  # beside a drawing
+
+
+def test_roc_areas_are_those_of_scikit_learn_and_the_macro_curve_is_their_mean() -> None:
+    rng = np.random.default_rng(5)
+    targets = (rng.random((400, len(FINDINGS))) < 0.2).astype(np.float64)
+    targets[rng.random(targets.shape) < 0.1] = np.nan  # not labelled
+    targets[:, 3] = 0.0
+    scores = np.round(rng.normal(np.nan_to_num(targets), 1.0), 1)  # many ties
+    scores[:, 5] = np.nan  # not predicted
+    macro, *panels = roc_panels(Predictions(scores, targets))
+    expected = {}
+    for index in set(range(len(FINDINGS))) - {3, 5}:
+        known = ~np.isnan(targets[:, index])
+        expected[FINDINGS[index]] = roc_auc_score(targets[known, index], scores[known, index])
+    assert {panel.title: panel.auroc for panel in panels if panel.auroc is not None} == pytest.approx(expected)
+    assert macro.auroc == pytest.approx(np.mean(list(expected.values())))
+    assert [panel.title for panel in panels if panel.drawing is None] == [FINDINGS[3], FINDINGS[5]]
+
+
+def test_a_large_test_split_still_gives_a_small_page() -> None:
+    rng = np.random.default_rng(5)
+    targets = (rng.random((25_596, len(FINDINGS))) < 0.1).astype(np.float64)
+    panels = roc_panels(Predictions(rng.normal(targets, 1.0), targets))
+    assert sum(len(panel.drawing or "") for panel in panels) < 500_000
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("a run")])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "nothing")
+    with pytest.raises(FaultyInputError, match="run folder"):
+        write_report(tmp_path / "nothing")
+
+
+def browse(page: Path, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Opens a page in headless Chromium without network; its console comes on standard error."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on PATH: install it to check how the report renders")
+    quiet = ("--disable-gpu", "--disable-quic", "--disable-sync", "--disable-component-update", "--hide-scrollbars")
+    closed = ("--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND")
+    command = [program, "--headless", "--no-sandbox", *quiet, *closed, f"--user-data-dir={profile}"]
+    command += ["--enable-logging=stderr", *arguments, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width_px", [1000, 1440, 1600])
+def test_nothing_overflows_the_window(changed: Path, tmp_path: Path, width_px: int) -> None:
+    names = ("A_hospital_whose_name_is_as_long_as_a_name_may_be_" + "x" * 14, *[f"hospital-{k}" for k in range(2, 13)])
+    write_history(changed / "history.jsonl", events(np.random.default_rng(1), hospitals=names))
+    text = write_report(changed).read_text(encoding="utf-8")
+    probe = """<script>
+        const page = document.documentElement, right = e => e.getBoundingClientRect().right;
+        const out = [...document.querySelectorAll(".page *:not(svg *):not(.track *):not(.axis *)")].filter(
+            e => right(e) > right(e.parentElement) + 1);
+        page.dataset.probe = [page.clientWidth, page.scrollWidth, out.map(e => e.outerHTML.slice(0, 60))].join(" ");
+    </script></body>"""
+    unlocked = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", probe)
+    (changed / "probe.html").write_text(unlocked, encoding="utf-8")
+    dom = browse(changed / "probe.html", tmp_path / "profile", f"--window-size={width_px},900", "--dump-dom").stdout
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found is not None
+    assert found.group(1) == f"{width_px} {width_px} "  # and no element wider than its parent
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_browser_shows_the_page_and_has_nothing_to_complain_about(complete: Path, tmp_path: Path) -> None:
+    picture, report = tmp_path / "page.png", complete / "report.html"
+    ran = browse(report, tmp_path / "profile", "--window-size=1440,4400", f"--screenshot={picture}")
+    assert "CONSOLE" not in ran.stderr
+    with Image.open(picture) as screenshot:
+        pixels = np.asarray(screenshot.convert("RGB")).astype(int)
+    is_blank = (pixels == 255).all(axis=2)
+    assert is_blank[:, :60].all()  # margins
+    assert is_blank[:, -60:].all()
+    assert 0.03 < 1.0 - is_blank.mean() < 0.6
+    bands = (~is_blank).reshape(11, 400, -1).mean(axis=(1, 2))
+    assert (bands[:8] > 0.005).all()  # something in every part of the page
+    accent = (np.abs(pixels[:200, 1000:] - (0x0B, 0x5F, 0xA5)) < 8).all(axis=2)
+    assert accent.sum() > 1000  # the headline's figure
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_page_that_loads_from_a_network_would_be_caught(complete: Path, tmp_path: Path) -> None:
+    text = (complete / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "bad.html").write_text(text.replace("<main>", '<main><img src="https://example.org/x.png">'))
+    ran = browse(tmp_path / "bad.html", tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
+    assert "CONSOLE" in ran.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_page_prints_on_a4(complete: Path, tmp_path: Path) -> None:
+    document = tmp_path / "page.pdf"
+    browse(complete / "report.html", tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={document}")
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", document.read_bytes())
+    assert 3 <= len(boxes) <= 7
+    assert all((round(float(width)), round(float(height))) == (595, 842) for width, height in boxes)  # A4 in points
