@@ -61,6 +61,13 @@ class RunFolder:
             history.flush()
             os.fsync(history.fileno())
 
+    def last_event(self) -> dict[str, Any] | None:
+        """Gives the newest event, None before the first."""
+        if not self.history_file.exists():
+            return None
+        lines = self.history_file.read_text(encoding="utf-8").splitlines()
+        return json.loads(lines[-1]) if lines else None
+
     def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
         """Writes a JSON file whole or not at all."""
         target = self.path / name

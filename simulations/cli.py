@@ -102,13 +102,13 @@ def _summary(prepared: Prepared, *, seconds: float) -> dict[str, Any]:
     """The run's figures in one object, from the files of its folder."""
     folder = prepared.folder.path
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    last = json.loads(prepared.folder.history_file.read_text(encoding="utf-8").splitlines()[-1])
+    last = prepared.folder.last_event() or {}
     alone_file = folder / "alone.json"
     alone = json.loads(alone_file.read_text(encoding="utf-8")) if alone_file.exists() else {}
     return {
         **metrics,
         "alone_mean_macro_auroc": alone.get("mean_macro_auroc"),
-        "released_round": last["released_round"],
+        "released_round": last.get("released_round"),
         "num_hospitals": prepared.num_hospitals,
         "seconds": seconds,
         "run_folder": str(folder),

@@ -20,6 +20,7 @@ from simulations.grid import Settings
 START_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.5
 TAIL_LINES = 15
+RUN_LOG = "run.log"
 
 
 def run_with_ray(folder: RunFolder, run_config: Settings, *, num_nodes: int, threads: int) -> None:
@@ -62,48 +63,46 @@ def run_with_ray(folder: RunFolder, run_config: Settings, *, num_nodes: int, thr
         )
     try:
         _wait_until_listening(superlink, port, log_file)
-        run_id = _submit(app, home, environment, run_config, num_nodes=num_nodes, threads=threads)
-        _wait_until_finished(run_id, home, environment, log_file)
+        _submit_and_follow(app, home, environment, run_config, num_nodes=num_nodes, threads=threads)
+        _require_completed(folder, home, environment)
     finally:
         _end(superlink)
 
 
-def _submit(
+def _submit_and_follow(
     app: Path, home: Path, environment: dict[str, str], run_config: Settings, *, num_nodes: int, threads: int
-) -> str:
+) -> None:
+    """Submits the run and writes its log to `run.log` until it has finished."""
     settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
     resources = f"num-supernodes={num_nodes} client-resources-num-cpus={threads}"
-    answer = _flwr(
-        ["run", str(app), "--format", "json", "--run-config", settings, "--federation-config", resources],
-        home,
-        environment,
+    arguments = ["run", str(app), "--stream", "--run-config", settings, "--federation-config", resources]
+    with (home / RUN_LOG).open("wb") as log:
+        subprocess.run(
+            [*_command("flwr"), *arguments],
+            cwd=home,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+
+
+def _require_completed(folder: RunFolder, home: Path, environment: dict[str, str]) -> None:
+    """Asks Flower how the run ended; a failure is told with the history's reason, or else with the log's end."""
+    listed = subprocess.run(
+        [*_command("flwr"), "ls", "--format", "json"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if not answer.get("success"):
-        raise FederationError(f"Flower refused the run: {answer.get('error-message', answer)}")
-    return str(answer["run-id"])
-
-
-def _wait_until_finished(run_id: str, home: Path, environment: dict[str, str], log_file: Path) -> None:
-    while True:
-        runs = _flwr(["ls", "--run-id", run_id, "--format", "json"], home, environment).get("runs", [])
-        status = str(runs[0]["status"]) if isinstance(runs, list) and runs else "unknown"
-        if status == "finished:completed":
-            return
-        if status.startswith("finished"):
-            raise FederationError(f"the run ended as {status!r}:\n{_tail(log_file)}")
-        time.sleep(POLL_INTERVAL_S)
-
-
-def _flwr(arguments: list[str], home: Path, environment: dict[str, str]) -> dict[str, object]:
-    done = subprocess.run(
-        [*_command("flwr"), *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False
-    )
-    start = done.stdout.find("{")
-    try:
-        answer: dict[str, object] = json.loads(done.stdout[start:])
-    except json.JSONDecodeError as error:
-        raise FederationError(f"flwr {arguments[0]} failed: {(done.stdout + done.stderr).strip()[-2000:]}") from error
-    return answer
+    if '"finished:completed"' in listed.stdout:
+        return
+    end = folder.last_event()
+    if end is not None and end["event"] == "end" and end["reason"]:
+        raise FederationError(str(end["reason"]))
+    raise FederationError(f"Flower did not complete the run; the end of {home / RUN_LOG}:\n{_tail(home / RUN_LOG)}")
 
 
 def _command(name: str) -> list[str]:

@@ -103,14 +103,9 @@ def test_every_weight_gets_a_gradient_from_the_joint_loss() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [pytest.param("densenet121", marks=SLOW), "resnet18", pytest.param("inception_v3", marks=SLOW)],
-)
-def test_channels_last_and_bf16_give_nearly_the_same_and_train(backbone: Backbone) -> None:
-    config = ModelConfig(backbone=backbone, normalisation="group")
-    model = build_model(config, seed=0, input_size_px=128).eval()
-    images = _images(2, 128)
+def test_channels_last_and_bf16_give_nearly_the_same_and_train() -> None:
+    model = build_model(GROUP_RESNET, seed=0, input_size_px=64).eval()
+    images = _images()
     plain = model(images)
     model = model.to(memory_format=torch.channels_last)
     last = model(images.to(memory_format=torch.channels_last))
@@ -120,8 +115,20 @@ def test_channels_last_and_bf16_give_nearly_the_same_and_train(backbone: Backbon
         loss = joint_loss(half, images, torch.zeros(2, 14), bce_weight=0.9)
     loss.total.backward()
     torch.testing.assert_close(half.latent.float(), plain.latent, atol=0.02, rtol=0)
-    assert (half.logits.float() - plain.logits).abs().max() < 0.15 * plain.logits.abs().max() + 0.1
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.encoder.parameters())
+    torch.testing.assert_close(half.logits.float(), plain.logits, atol=0.1, rtol=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@SLOW
+@pytest.mark.parametrize("backbone", ["densenet121", "inception_v3"])
+@torch.no_grad()
+def test_the_other_families_run_in_bf16_too(backbone: Backbone) -> None:
+    config = ModelConfig(backbone=backbone, normalisation="group")
+    model = build_model(config, seed=0, input_size_px=128).eval()
+    plain = model(_images(1, 128)).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(_images(1, 128)).logits.float()
+    assert (half - plain).abs().max() < 0.15 * plain.abs().max() + 0.1
 
 
 def test_batch_normalisation_in_training_mode_uses_the_batch_and_counts_it() -> None:

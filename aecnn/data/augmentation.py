@@ -46,9 +46,9 @@ def augment(images: Tensor, config: ImagesConfig, generator: torch.Generator) ->
     top_left = torch.randint(0, size - crop + 1, (batch, 2), generator=generator)
     angle_deg = (torch.rand(batch, generator=generator) * 2.0 - 1.0) * config.rotation_deg
     mirror = (torch.rand(batch, generator=generator) < 0.5) & config.horizontal_flip
-    place = {"device": images.device, "non_blocking": True}
     if config.rotation_deg == 0.0:
-        return _crop_exactly(images, top_left.to(**place), mirror.to(**place), crop).float().div_(255.0)
+        crops = _crop_exactly(images, top_left.to(images.device), mirror.to(images.device), crop)
+        return crops.float().div_(255.0)
     return crop_rotated(images.float().div_(255.0), top_left, angle_deg, mirror, crop)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from aecnn.config import ImagesConfig
 from aecnn.data.augmentation import to_input
 from aecnn.data.source import LoadedImages
+from aecnn.findings import NUM_FINDINGS
 from aecnn.model.joint import JointAECNN
 from aecnn.model.loss import masked_bce_per_image
 from aecnn.training.batches import Rows
@@ -80,6 +81,9 @@ def run_model(
             if on_progress is not None:
                 on_progress(min(start + batch_size, rows.size), rows.size)
     model.train(was_training)
+    if not parts:
+        none = np.zeros(0)
+        return Outputs(np.zeros((0, NUM_FINDINGS), dtype=np.float32), none, none, none if with_ssim else None)
     logits_all, bce_all, mse_all, ssim_all = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outputs(
         logits=logits_all.numpy(),

@@ -53,7 +53,7 @@ def check_input_size(backbone: Backbone, *, input_size_px: int) -> None:
 def min_batch_size(normalisation: Normalisation) -> int:
     """Gives the fewest images a training batch may hold.
 
-    Batch normalisation needs two: of one image, the 1×1 maps of a small DenseNet, and of Inception-v3's auxiliary head
+    Batch normalisation needs two: of one image, the 1×1 maps of a small input, and of Inception-v3's auxiliary head
     at any size, have no variance.
     """
     return 2 if normalisation == "batch" else 1

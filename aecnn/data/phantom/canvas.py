@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 FloatArray = NDArray[np.floating[Any]]  # float32 throughout; numpy's stubs cannot follow it through arithmetic
 Stroke = tuple[float, float, float, float, float, float]  # u0, v0, u1, v1, width, brightness in [0, 1]
 
+LINE_BLUR = 0.003  # standard deviation, where averaging does not smooth the lines already
 LINE_CANVAS_PX = 512  # lines are drawn about this fine, then averaged down,
 MAX_LINE_FACTOR = 4  # but not finer than this many pixels a pixel
 
@@ -87,8 +88,7 @@ class Canvas:
             thickness = width * zoom * half
             fill = round(255 * brightness * min(1.0, thickness))
             draw.line(ends, fill=fill, width=max(1, round(thickness)))
-        if factor > 1:
-            picture = picture.reduce(factor)
+        picture = picture.reduce(factor) if factor > 1 else picture.filter(ImageFilter.GaussianBlur(LINE_BLUR * half))
         return np.asarray(picture, dtype=np.float32) * np.float32(1 / 255)
 
     def clouds(self, rng: np.random.Generator, grain: float, *, octaves: int = 2) -> FloatArray:

@@ -123,7 +123,7 @@ def _infiltration(scene: Scene, lesion: Lesion, look: Conspicuity) -> None:
     texture = canvas.clouds(np.random.default_rng(lesion.seed), 0.16, octaves=2)
     patches = np.clip(0.42 + 0.38 * texture, 0.0, 1.0)
     envelope = canvas.blob(u, v, 0.22 + 0.06 * lesion.size, 0.26 + 0.08 * lesion.size)
-    _fill(scene, 1.05 * look.contrast * lesion.severity * patches * envelope * scene.side(lesion.side))
+    _fill(scene, 1.25 * look.contrast * lesion.severity * patches * envelope * scene.side(lesion.side))
 
 
 def _mass(scene: Scene, lesion: Lesion, look: Conspicuity) -> None:
@@ -136,19 +136,19 @@ def _mass(scene: Scene, lesion: Lesion, look: Conspicuity) -> None:
     ratio = np.sqrt(canvas.ellipse(u, v, radius, radius)) / lobes
     inside = canvas.step((1.0 - ratio) * np.float32(radius), 0.014)
     thickness = inside * (0.72 + 0.28 * np.sqrt(np.maximum(1.0 - ratio * ratio, 0.0)))
-    _fill(scene, 0.85 * look.contrast * lesion.severity * thickness)
+    _fill(scene, 0.95 * look.contrast * lesion.severity * thickness)
 
 
 def _nodule(scene: Scene, lesion: Lesion, look: Conspicuity) -> None:
     """A few small round spots."""
     canvas, rng = scene.canvas, np.random.default_rng(lesion.seed)
-    for _ in range(1 + round(2 * lesion.size * look.scale)):
+    for _ in range(max(1, round((0.8 + 1.2 * lesion.size) * look.scale))):
         place = (float(rng.uniform()), float(rng.uniform()))
         side = lesion.side if rng.uniform() < 0.7 else -lesion.side
         u, v = _point(scene, replace(lesion, place=place, side=side), top=0.15, bottom=0.85, inner=0.3, outer=0.85)
         radius = float(rng.uniform(0.026, 0.038)) * look.scale
         spot = canvas.step((1.0 - np.sqrt(canvas.ellipse(u, v, radius, radius))) * np.float32(radius), 0.35 * radius)
-        _fill(scene, 0.80 * look.contrast * lesion.severity * spot)
+        _fill(scene, 0.90 * look.contrast * lesion.severity * spot)
 
 
 def _pneumonia(scene: Scene, lesion: Lesion, look: Conspicuity) -> None:

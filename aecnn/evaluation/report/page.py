@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, roc_panels
 from aecnn.evaluation.report.events import Round
 from aecnn.evaluation.report.figures import HOSPITALS, hospital_colours, variable
 from aecnn.evaluation.report.images import triptychs
 from aecnn.evaluation.report.load import REPORT_NAME, Run, load_run
+from aecnn.evaluation.report.page_style import PAGE_STYLE
+from aecnn.evaluation.report.page_template import PAGE_TEMPLATE
 from aecnn.findings import FINDINGS
 
 ABSENT = "–"
@@ -102,7 +104,7 @@ def write_report(run_folder: Path) -> Path:
 def render(run: Run) -> str:
     """Gives the page of a run as HTML."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=DictLoader({"page.html": PAGE_TEMPLATE, "style.css": PAGE_STYLE}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -111,7 +113,7 @@ def render(run: Run) -> str:
     environment.filters.update(
         score=_score, count=_count, share=_share, duration=_duration, date=_date, size=_size, spaced=_spaced, bar=_bar
     )
-    return environment.get_template("template.html.j2").render(_context(run))
+    return environment.get_template("page.html").render(_context(run))
 
 
 def _context(run: Run) -> dict[str, Any]:

@@ -1,3 +1,6 @@
+"""The report's style sheet; a module, because Flower's bundles carry no other kind of text file."""
+
+PAGE_STYLE = """\
 :root {
   color-scheme: light dark;
   --ink: #17202a; --muted: #5b6672; --hairline: #dfe4e9; --paper: #ffffff; --wash: #f5f7f9;
@@ -142,3 +145,4 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--hairli
   pre { font-size: 7pt; margin: 0; columns: 2; padding: 10px 14px; } pre code { font-size: inherit; } code { font-size: 8pt; }
   footer { margin-top: 24px; }
 }
+"""

@@ -1,3 +1,6 @@
+"""The report's page as a Jinja template; a module, because Flower's bundles carry no other kind of text file."""
+
+PAGE_TEMPLATE = """\
 {% macro rail(title, content) %}
 <div class="rail"><h2>{{ title }}</h2>{% if content %}{{ caller() }}{% endif %}</div>
 {% endmacro %}
@@ -258,3 +261,4 @@
 </div>
 </body>
 </html>
+"""
