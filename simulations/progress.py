@@ -18,6 +18,7 @@ from rich.text import Text
 
 Event = dict[str, Any]
 REFRESH_INTERVAL_S = 0.25
+MAX_HOSPITALS_SHOWN = 12
 
 
 class HistoryReader:
@@ -107,36 +108,59 @@ def stage(events: list[Event], num_rounds: int) -> str:
 
 
 def rounds_table(events: list[Event]) -> Table:
-    """Gives the table of the rounds: a line a hospital, and a line for the pooled global model."""
+    """Gives a table with a line for the global model after each round, and one a hospital for the newest round.
+
+    AUROC is on validation images, of the global model after that round, pooled or at one hospital. It is known when the
+    next round's answers are in.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, justify in (("round", "right"), ("hospital", "left"), ("images", "right"), ("train BCE", "right")):
-        table.add_column(name, justify="right" if justify == "right" else "left")
-    for name in ("train MSE", "valid. AUROC", "seconds"):
-        table.add_column(name, justify="right")
+    for name in ("round", "", "images", "training BCE", "training MSE", "validation AUROC", "seconds"):
+        table.add_column(name, justify="left" if name == "" else "right")
     judged = {event["round"]: event for event in events if event["event"] == "validation"}
-    finished = {event["round"] for event in events if event["event"] == "round"}
+    trained = [event for event in events if event["event"] == "answer" and event["training"] is not None]
+    newest = max((event["round"] for event in trained), default=0)
     for event in events:
-        if event["event"] == "answer" and event["training"] is not None:
-            training = event["training"]
-            table.add_row(
-                str(event["round"]), event["hospital"], str(training["num_images"]), figure(training["bce"]),
-                figure(training["mse"], 5), "", f"{training['seconds']:.1f}", style="dim",
-            )  # fmt: skip
         if event["event"] == "round":
-            number = event["round"]
-            pooled = judged.get(number, {}).get("macro_auroc")
-            table.add_row(
-                str(number), "global model", str(judged.get(number, {}).get("num_images", "")),
-                figure(judged.get(number, {}).get("bce")), figure(judged.get(number, {}).get("mse"), 5),
-                figure(pooled) if number in judged else "…", f"{event['seconds']:.1f}", style="bold",
-            )  # fmt: skip
-            for name, reason in event["refused"].items():
-                table.add_row(str(number), name, Text(f"refused: {reason}", style="red"))
-            for name in event["missing"]:
-                table.add_row(str(number), name, Text("did not answer in time", style="red"))
-    if not finished:
-        table.caption = None
+            if event["round"] == newest:
+                _add_hospitals(table, [answer for answer in trained if answer["round"] == newest], judged)
+            _add_round(table, event, judged)
+    if not any(event["event"] == "round" and event["round"] == newest for event in events):
+        _add_hospitals(table, [answer for answer in trained if answer["round"] == newest], judged)
     return table
+
+
+def _add_round(table: Table, event: Event, judged: dict[int, Event]) -> None:
+    number, hospitals = event["round"], event["hospitals"].values()
+    images = sum(hospital["images_seen"] for hospital in hospitals)
+    losses = [
+        figure(sum(hospital[key] * hospital["images_seen"] for hospital in hospitals) / images if images else None, 4)
+        for key in ("bce", "mse")
+    ]
+    held = sum(hospital["num_images"] for hospital in hospitals)
+    row = [str(number), "global model", str(held), *losses, _auroc(judged, number), f"{event['seconds']:.1f}"]
+    table.add_row(*row, style="bold")
+    for name, reason in event["refused"].items():
+        table.add_row(str(number), name, Text(f"refused: {reason}", style="red"))
+    for name in event["missing"]:
+        table.add_row(str(number), name, Text("did not answer in time", style="red"))
+
+
+def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event]) -> None:
+    for answer in answers[:MAX_HOSPITALS_SHOWN]:
+        training, number = answer["training"], answer["round"]
+        losses = [figure(training[key]) for key in ("bce", "mse")]
+        auroc = _auroc(judged, number, hospital=answer["hospital"])
+        row = [str(number), answer["hospital"], str(training["num_images"]), *losses, auroc]
+        table.add_row(*row, f"{training['seconds']:.1f}", style="dim")
+    if len(answers) > MAX_HOSPITALS_SHOWN:
+        table.add_row("", f"… and {len(answers) - MAX_HOSPITALS_SHOWN} more", style="dim")
+
+
+def _auroc(judged: dict[int, Event], number: int, *, hospital: str | None = None) -> str:
+    if number not in judged:
+        return "…"
+    figures = judged[number] if hospital is None else judged[number]["hospitals"].get(hospital, {})
+    return figure(figures.get("macro_auroc"))
 
 
 def plain_lines(event: Event, num_rounds: int) -> list[str]:
@@ -147,12 +171,12 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
         training = event["training"]
         return [
             f"round {event['round']}/{num_rounds}  {event['hospital']}  {training['num_images']} images  "
-            f"BCE {figure(training['bce'])}  MSE {figure(training['mse'], 5)}  {training['seconds']:.1f} s"
+            f"BCE {figure(training['bce'])}  MSE {figure(training['mse'])}  {training['seconds']:.1f} s"
         ]
     if event["event"] == "validation":
         return [
             f"round {event['round']}/{num_rounds}  global model  validation AUROC {figure(event['macro_auroc'])}  "
-            f"BCE {figure(event['bce'])}  MSE {figure(event['mse'], 5)}"
+            f"BCE {figure(event['bce'])}  MSE {figure(event['mse'])}"
         ]
     if event["event"] == "round":
         refused = [f"round {event['round']}: refused {name}: {why}" for name, why in event["refused"].items()]

@@ -1,10 +1,10 @@
 """YAML files: every shipped one loads, and a faulty one is refused with all its faults."""
 
 import pytest
+from conftest import PROJECT
 
 from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
 from aecnn.errors import ConfigError
-from conftest import PROJECT
 
 SIMULATIONS = sorted((PROJECT / "configs").glob("*.yaml"))
 
@@ -33,7 +33,7 @@ def test_overrides_replace_values_and_unknown_ones_are_refused():
     demo = PROJECT / "configs" / "demo.yaml"
     config = load_config(demo, SimulationConfig, overrides=["training.batch_size=5", "model.backbone=resnet18"])
     assert (config.training.batch_size, config.model.backbone) == (5, "resnet18")
-    with pytest.raises(ConfigError, match="training.bach_size: no such key; did you mean 'batch_size'"):
+    with pytest.raises(ConfigError, match=r"training\.bach_size: no such key; did you mean 'batch_size'"):
         load_config(demo, SimulationConfig, overrides=["training.bach_size=5"])
     with pytest.raises(ConfigError, match="expected key=value"):
         load_config(demo, SimulationConfig, overrides=["training.batch_size"])

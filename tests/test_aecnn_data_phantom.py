@@ -145,6 +145,18 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
     assert _bytes_of(tmp_path) == {"thesis.txt": b"precious"}
 
 
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_phantom(tmp_path / "empty", SMALL.model_copy(update={"num_patients": 2}))
+    assert len(read_manifest(tmp_path / "empty").patients) == 2
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ManifestError, match="choose a folder you may write to"):
+        write_phantom(tmp_path / "file" / "phantom", SMALL)
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "phantom").write_text("", encoding="utf-8")
     with pytest.raises(ManifestError, match="is a file"):

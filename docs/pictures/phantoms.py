@@ -19,12 +19,13 @@ from PIL import Image
 
 from aecnn.config import PhantomConfig
 from aecnn.data.phantom import draw_patient, render_patient
-from aecnn.data.phantom.population import Patient, draw_lesion_template
+from aecnn.data.phantom.population import Exposure, Patient, draw_lesion_template
 from aecnn.findings import FINDINGS
 
 SIDE_PX = 224
 BACKGROUND, INK = "#0e1116", "#e6e9ee"
 NUM_FOLLOW_UPS = 6
+MAX_CAPTION = 21  # letters that fit beside the visit's number
 COLOURS = 64  # enough for grey pictures, and a third of the bytes
 FIRST_PATIENT = 21
 CONFIG = PhantomConfig(preset="demo", image_size_px=SIDE_PX, seed=11)
@@ -39,14 +40,28 @@ def picture(finding: str | None, *, number: int, hospital: int) -> NDArray[np.ui
     return np.squeeze(pictures, axis=0)
 
 
+def caption(exposure: Exposure) -> str:
+    """The findings of an image in words."""
+    return " + ".join(exposure.findings).replace("_", " ") or "No Finding"
+
+
 def followed_patient() -> Patient:
-    """A patient with enough images for a row and few enough findings for the captions."""
-    for number in range(1, 2000):
-        patient = draw_patient(CONFIG, number, hospital=0)
-        counts = [len(exposure.findings) for exposure in patient.exposures[:NUM_FOLLOW_UPS]]
-        if len(counts) == NUM_FOLLOW_UPS and max(counts) <= 2 and len(set(counts)) > 1 and sum(counts) >= 5:
-            return replace(patient, exposures=patient.exposures[:NUM_FOLLOW_UPS])
-    raise LookupError("no patient fits the row of follow-ups: choose another seed")
+    """A patient with a row of images, few enough findings for the captions, and little that only mimics one."""
+    patients = (draw_patient(CONFIG, number, hospital=0) for number in range(1, 12_000))
+    rows = [replace(p, exposures=p.exposures[:NUM_FOLLOW_UPS]) for p in patients if len(p.exposures) >= NUM_FOLLOW_UPS]
+    counts = {row.number: [len(exposure.findings) for exposure in row.exposures] for row in rows}
+    captioned = [
+        row
+        for row in rows
+        if sum(counts[row.number]) >= 4 and all(len(caption(e)) <= MAX_CAPTION for e in row.exposures)
+    ]
+    return min(captioned, key=_strongest_variant)
+
+
+def _strongest_variant(patient: Patient) -> float:
+    """Severity of the patient's worst variant of normal: a lesion drawn for a finding the image does not have."""
+    pairs = [(exposure, lesion) for exposure in patient.exposures for lesion in exposure.lesions]
+    return max((lesion.severity for exposure, lesion in pairs if lesion.finding not in exposure.findings), default=0.0)
 
 
 def show(axes: Axes, pixels: NDArray[np.uint8], title: str) -> None:
@@ -70,8 +85,7 @@ def sheet() -> Figure:
         )
     patient = followed_patient()
     for index, (exposure, pixels) in enumerate(zip(patient.exposures, render_patient(patient, CONFIG), strict=True)):
-        found = " + ".join(exposure.findings).replace("_", " ") or "No Finding"
-        show(grid.flat[18 + index], pixels, f"Visit {index + 1}: {found}")
+        show(grid.flat[18 + index], pixels, f"Visit {index + 1}: {caption(exposure)}")
     figure.subplots_adjust(left=0.012, right=0.988, top=0.965, bottom=0.01, wspace=0.05, hspace=0.13)
     return figure
 

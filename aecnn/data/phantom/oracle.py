@@ -2,7 +2,7 @@
 
 The observer is a matched filter with perfect knowledge of the anatomy, the pose, the scanner and the place, shape and
 texture of the lesion (signal and background known exactly: Barrett & Myers, *Foundations of Image Science*, 2004,
-§13.2.8). For a picture x of a body whose lesion-free picture is b, and the template t = (picture with a lesion of
+chapter 13). For a picture x of a body whose lesion-free picture is b, and the template t = (picture with a lesion of
 severity 1) − b, it scores
 
     ŝ = ⟨t, x − b⟩ / ⟨t, t⟩ + noise,    noise ~ N(0, σ² / ⟨t, t⟩),

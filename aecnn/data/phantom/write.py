@@ -83,7 +83,6 @@ def write_phantom(
     if existing is not None:
         return existing
     patients = draw_population(config)
-    root.parent.mkdir(parents=True, exist_ok=True)
     with _sibling_folder(root) as folder:
         _write_images(folder / "images", patients, config, on_progress=on_progress, num_workers=num_workers)
         _write_tables(folder, patients, config)
@@ -136,7 +135,11 @@ def _existing_report(root: Path, config: PhantomConfig) -> PhantomReport | None:
 @contextmanager
 def _sibling_folder(root: Path) -> Iterator[Path]:
     """A temporary folder on the same disk as ``root``, removed on the way out if it is still there."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise ManifestError(root, [f"cannot be made ({error.strerror}): choose a folder you may write to"]) from error
     folder.chmod(0o755)
     try:
         yield folder

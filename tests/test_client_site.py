@@ -1,0 +1,111 @@
+"""Site files: who a node is, and what it trains on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import PROJECT
+
+from aecnn.errors import ConfigError, FederationError, ManifestError
+from client.site import hospital_of, read_hospital, read_training_data
+
+
+def _site(folder, root, **changes):
+    document = {"name": "st-mary", "validation_key": "a-long-secret", "data": {"root": str(root)}} | changes
+    folder.mkdir(exist_ok=True)
+    (folder / "site.yaml").write_text(yaml.safe_dump(document))
+    return folder / "site.yaml"
+
+
+def test_a_hospital_holds_its_own_patients_and_no_test_image(phantom_64px, tmp_path):
+    table = pd.read_csv(phantom_64px / "patients.csv", dtype=str)
+    own = table["Patient ID"][table["Hospital"] == "hospital-2"].str.lstrip("0").tolist()
+    (tmp_path / "mine.txt").write_text("\n".join(own))
+    site = _site(tmp_path, phantom_64px, data={"root": str(phantom_64px), "patients_file": "mine.txt"})
+    hospital = read_hospital(site)
+    assert set(hospital.manifest.patients) < set(own)
+    test_images = set((phantom_64px / "test_list.txt").read_text().split())
+    assert not test_images & set(hospital.manifest.table["image"])
+
+
+def test_no_patient_trains_and_validates_and_the_key_decides_who_does(phantom_64px, tmp_path):
+    parts = []
+    for key in ("a-long-secret", "a-long-secret", "another-secret"):
+        folder = tmp_path / f"{key}-{len(parts)}"
+        hospital = read_hospital(_site(folder, phantom_64px, validation_key=key))
+        data = read_training_data(hospital, 32, 0.3)
+        patients = data.loaded.manifest.table["patient"].to_numpy()
+        train, validation = set(patients[data.train_rows]), set(patients[data.validation_rows])
+        assert not train & validation
+        assert train | validation == set(patients)
+        parts.append(validation)
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_a_node_that_names_its_site_file_ignores_what_the_run_says(phantom_64px, tmp_path):
+    site = _site(tmp_path, phantom_64px)
+    run_config = {"hospitals": "/somewhere/else", "config": "configs/demo.yaml"}
+    hospital = hospital_of({"site": str(site), "partition-id": 0, "num-partitions": 2}, run_config)
+    assert hospital.config.name == "st-mary"
+
+
+def test_a_node_that_is_neither_a_site_nor_simulated_is_refused(tmp_path):
+    with pytest.raises(FederationError, match="names no site file"):
+        hospital_of({}, {"config": "configs/demo.yaml"})
+    with pytest.raises(FederationError, match="0 site files for 3 simulated nodes"):
+        hospital_of({"partition-id": 0, "num-partitions": 3}, {"hospitals": str(tmp_path)})
+
+
+def test_simulated_nodes_without_site_files_share_the_dataset_by_patient(phantom_64px, tmp_path):
+    config = yaml.safe_load((PROJECT / "configs" / "flwr_run.yaml").read_text())
+    config["data"] = {"root": str(phantom_64px)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    shares = [
+        set(
+            hospital_of(
+                {"partition-id": k, "num-partitions": 3}, {"config": str(tmp_path / "run.yaml")}
+            ).manifest.patients
+        )
+        for k in range(3)
+    ]
+    assert all(shares)
+    assert sum(map(len, shares)) == len(set.union(*shares))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "../x"}, "name"),
+        ({"validation_key": "short"}, "validation_key"),
+        ({"dat": {}}, "did you mean 'data'"),
+        ({"data": {"root": "/absent"}}, "no folder /absent"),
+    ],
+)
+def test_a_faulty_site_file_is_refused(changes, told, phantom_64px, tmp_path):
+    with pytest.raises((ConfigError, ManifestError)) as refused:
+        read_hospital(_site(tmp_path, phantom_64px, **changes))
+    assert told in str(refused.value)
+
+
+def test_a_hospital_without_a_patient_to_train_on_is_refused(phantom_64px, tmp_path):
+    (tmp_path / "none.txt").write_text("no-such-patient\n")
+    with pytest.raises(ManifestError, match="no training image of a patient of st-mary"):
+        read_hospital(_site(tmp_path, phantom_64px, data={"root": str(phantom_64px), "patients_file": "none.txt"}))
+
+
+def test_an_unreadable_image_is_refused_or_skipped_and_counted_as_the_site_file_says(phantom_64px, tmp_path):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(phantom_64px, root)
+    broken = sorted(set((root / "train_val_list.txt").read_text().split()))[0]
+    (root / "images" / broken).write_bytes(b"no picture")
+    refusing = read_hospital(_site(tmp_path / "r", root))
+    with pytest.raises(ManifestError, match=broken):
+        read_training_data(refusing, 32, 0.3)
+    skipping = read_hospital(_site(tmp_path / "s", root, data={"root": str(root), "on_unreadable": "skip"}))
+    data = read_training_data(skipping, 32, 0.3)
+    assert len(data.loaded.skipped) == 1
+    assert broken in data.loaded.skipped[0]
+    assert data.train_rows.size + data.validation_rows.size == len(skipping.manifest) - 1
+    assert np.isin(broken, data.loaded.manifest.table["image"]) == np.False_
