@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aecnn.config import Backbone, ImagesConfig, ModelConfig, PhantomConfig, validate_config
+from aecnn.config import Backbone, ImagesConfig, ModelConfig, OnUnreadable, PhantomConfig, Split, validate_config
 from aecnn.errors import AecnnError, ConfigError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone takes seconds, and `check` needs none
@@ -26,8 +26,6 @@ EXIT_FAULTY_INPUT = 2
 EXIT_FAULTS_FOUND = 1
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-Split = Literal["test", "train_val", "all"]
-
 app = typer.Typer(
     help="The joint AE-CNN on chest X-rays: make phantom data, check labels, evaluate and describe models.",
     no_args_is_help=True,
@@ -121,7 +119,7 @@ def evaluate(
     ] = None,
     split: Annotated[Split, typer.Option(help="Which official list of --data.")] = "test",
     on_unreadable: Annotated[
-        Literal["refuse", "skip"], typer.Option(help="Images that cannot be decoded: refuse the set, or skip them.")
+        OnUnreadable, typer.Option(help="Images that cannot be decoded: refuse the set, or skip them.")
     ] = "refuse",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -183,12 +181,13 @@ def _evaluate_checkpoint(
     checkpoint: Path,
     data: Path,
     split: Split,
-    on_unreadable: Literal["refuse", "skip"],
+    on_unreadable: OnUnreadable,
     *,
     batch_size: int,
     device: str,
 ) -> "Metrics":
-    from aecnn.evaluation.evaluate import evaluate_split, read_split
+    from aecnn.data.manifest import read_split
+    from aecnn.evaluation.evaluate import evaluate_split
     from aecnn.model.checkpoint import load_checkpoint
     from aecnn.training.device import resolve_device
 
@@ -212,7 +211,7 @@ def _evaluate_checkpoint(
 
 
 def _score_table(predictions: Path, data: Path | None, targets: Path | None, split: Split) -> "Metrics":
-    from aecnn.evaluation.evaluate import read_split
+    from aecnn.data.manifest import read_split
     from aecnn.evaluation.predictions import read_targets, score_predictions
 
     if targets is not None:

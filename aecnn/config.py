@@ -29,6 +29,9 @@ Backbone = Literal[
 ]
 Normalisation = Literal["batch", "group", "frozen"]
 Padding = Literal["replicate", "zeros"]
+Split = Literal["test", "train_val", "all"]  # of the official lists
+OnUnreadable = Literal["refuse", "skip"]
+Engine = Literal["inprocess", "ray"]  # of a simulation
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
@@ -124,7 +127,7 @@ class DataConfig(StrictModel):
     """One dataset on this machine in the official ChestX-ray14 layout."""
 
     root: Folder
-    on_unreadable: Literal["refuse", "skip"] = "refuse"
+    on_unreadable: OnUnreadable = "refuse"
     phantom: PhantomConfig | None = None
 
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from aecnn.config import Folder, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.config import Folder, OnUnreadable, SimulationConfig, StrictModel, load_config, locate_config
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.data.phantom import ensure_phantom
 from aecnn.data.source import LoadedImages, load_images
@@ -32,7 +31,7 @@ class SiteDataConfig(StrictModel):
 
     root: Folder
     patients_file: str | None = None  # one patient a line, beside the site file; None: all patients
-    on_unreadable: Literal["refuse", "skip"] = "refuse"
+    on_unreadable: OnUnreadable = "refuse"
 
 
 class SiteConfig(StrictModel):

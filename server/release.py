@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from aecnn.config import DataConfig, Plan
 from aecnn.contract import code_fingerprint
 from aecnn.data.augmentation import to_input
-from aecnn.evaluation.evaluate import Evaluation, evaluate_split, read_split
+from aecnn.data.manifest import read_split
+from aecnn.evaluation.evaluate import Evaluation, evaluate_split
 from aecnn.evaluation.predictions import write_predictions, write_targets
 from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint

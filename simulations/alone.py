@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from aecnn.config import SimulationConfig
+from aecnn.data.manifest import read_split
 from aecnn.data.source import load_images
 from aecnn.evaluation.auroc import macro_mean
-from aecnn.evaluation.evaluate import read_split
 from aecnn.evaluation.metrics import Metrics, null_if_nan, score
 from aecnn.evaluation.outputs import run_model
 from aecnn.model.joint import JointAECNN, build_model

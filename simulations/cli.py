@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from aecnn.cli import run_cli
-from aecnn.config import SimulationConfig, load_config, locate_config
+from aecnn.config import Engine, SimulationConfig, load_config, locate_config
 from aecnn.errors import FederationError
-from aecnn.evaluation.metrics import Metrics
-from aecnn.evaluation.report import write_report
-from simulations.alone import train_each_alone
 from simulations.progress import LiveProgress, figure
-from simulations.runner import Engine, Prepared, prepare_run, run_prepared
+
+if TYPE_CHECKING:  # imported when a run begins: PyTorch takes seconds, and a faulty configuration is told at once
+    from aecnn.evaluation.metrics import Metrics
+    from simulations.runner import Prepared
 
 EXIT_FAILED = 1
 
@@ -62,6 +62,9 @@ def run(
     """
     console = Console(stderr=True)
     settings = load_config(locate_config(str(config)), SimulationConfig, overrides=set_ or [])
+    from aecnn.evaluation.report import write_report
+    from simulations.runner import run_prepared
+
     path = out or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     prepared = _prepare(settings, path, console)
     begin = time.monotonic()
@@ -78,7 +81,9 @@ def run(
         _show(summary, Console())
 
 
-def _prepare(settings: SimulationConfig, path: Path, console: Console) -> Prepared:
+def _prepare(settings: SimulationConfig, path: Path, console: Console) -> "Prepared":
+    from simulations.runner import prepare_run
+
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task("drawing phantoms", total=None, visible=False)
@@ -89,8 +94,10 @@ def _prepare(settings: SimulationConfig, path: Path, console: Console) -> Prepar
         )
 
 
-def _train_alone(prepared: Prepared, console: Console) -> None:
-    def tell(name: str, metrics: Metrics | None) -> None:
+def _train_alone(prepared: "Prepared", console: Console) -> None:
+    from simulations.alone import train_each_alone
+
+    def tell(name: str, metrics: "Metrics | None") -> None:
         if metrics is not None:
             console.print(f"{name} alone: test macro AUROC {figure(metrics.macro_auroc)}", highlight=False)
 
@@ -98,7 +105,7 @@ def _train_alone(prepared: Prepared, console: Console) -> None:
         train_each_alone(prepared.config, prepared.folder, on_hospital=tell)
 
 
-def _summary(prepared: Prepared, *, seconds: float) -> dict[str, Any]:
+def _summary(prepared: "Prepared", *, seconds: float) -> dict[str, Any]:
     """The run's figures in one object, from the files of its folder."""
     folder = prepared.folder.path
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from flwr.app import Context, RecordDict
 
-from aecnn.config import SimulationConfig, dump_config
+from aecnn.config import Engine, SimulationConfig, dump_config
 from aecnn.data.phantom import write_phantom
 from aecnn.errors import FederationError
 from client.app import app as client_app
@@ -16,8 +15,6 @@ from server.run_folder import RunFolder
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid, Settings
 from simulations.hospitals import write_hospitals
 from simulations.ray_engine import run_with_ray
-
-Engine = Literal["inprocess", "ray"]
 
 
 @dataclass(frozen=True)

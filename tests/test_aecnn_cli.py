@@ -126,7 +126,7 @@ def test_describe_gives_the_published_counts_and_reads_checkpoints(checkpoint):
     document = json.loads(_run("aecnn", "describe", "--checkpoint", checkpoint, "--json").stdout)
     assert document["num_parameters"]["total"] == 11_184_719
     assert document["latent_shape"] == [1, 16, 16]
-    assert "on the wire" in _run("aecnn", "describe", "--checkpoint", checkpoint).stdout
+    assert "multiply-accumulates" in _run("aecnn", "describe", "--checkpoint", checkpoint).stdout
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from aecnn.config import ImagesConfig, ModelConfig
-from aecnn.data.manifest import read_manifest
+from aecnn.data.manifest import read_manifest, read_split
 from aecnn.data.source import load_images
 from aecnn.errors import ManifestError
-from aecnn.evaluation.evaluate import evaluate_split, read_split
+from aecnn.evaluation.evaluate import evaluate_split
 from aecnn.evaluation.metrics import psnr_db
 from aecnn.evaluation.outputs import run_model
 from aecnn.model.joint import build_model

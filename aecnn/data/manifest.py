@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from aecnn.config import Split
 from aecnn.data.columns import ages_years, canonical_patients, image_faults, sexes, targets_of, views
 from aecnn.data.layout import find_table, path_column, split_column
 from aecnn.data.tables import RawTable, read_table
@@ -97,6 +98,23 @@ def read_manifest(root: Path, *, require_images: bool = True) -> Manifest:
     if manifest is None or faults:
         raise ManifestError(root, faults)
     return manifest
+
+
+def read_split(root: Path, split: Split, *, require_images: bool = True) -> Manifest:
+    """Reads the images of one official list, or all of them.
+
+    Raises:
+        ManifestError: The dataset is faulty, or has no such list.
+    """
+    manifest = read_manifest(root, require_images=require_images)
+    if split == "all":
+        return manifest
+    chosen = manifest.of_split(split)
+    if len(chosen) == 0:
+        raise ManifestError(
+            root, [f"has no image in the split {split!r}: add {split}_list.txt, or evaluate the split 'all'"]
+        )
+    return chosen
 
 
 def parse_manifest(root: Path, *, require_images: bool) -> tuple[Manifest | None, list[str]]:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from aecnn.config import OnUnreadable
 from aecnn.data.images import decode_radiograph, verify_radiograph
 from aecnn.data.manifest import Manifest
 from aecnn.errors import ImageError, ManifestError
@@ -153,7 +154,7 @@ def load_images(
     manifest: Manifest,
     *,
     size_px: int,
-    on_unreadable: Literal["refuse", "skip"],
+    on_unreadable: OnUnreadable,
     memory_limit_mb: int = 8192,
     on_progress: OnProgress | None = None,
 ) -> LoadedImages:

@@ -2,21 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
-from aecnn.config import ImagesConfig
-from aecnn.data.manifest import Manifest, read_manifest
+from aecnn.config import ImagesConfig, OnUnreadable
+from aecnn.data.manifest import Manifest
 from aecnn.data.source import LoadedImages, load_images
-from aecnn.errors import ManifestError
 from aecnn.evaluation.metrics import Metrics, Reconstruction, psnr_db, score
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN
-
-Split = Literal["test", "train_val", "all"]
 
 
 @dataclass(frozen=True)
@@ -28,29 +23,12 @@ class Evaluation:
     loaded: LoadedImages
 
 
-def read_split(root: Path, split: Split, *, require_images: bool = True) -> Manifest:
-    """Reads the images of one official list, or all of them.
-
-    Raises:
-        ManifestError: The dataset is faulty, or has no such list.
-    """
-    manifest = read_manifest(root, require_images=require_images)
-    if split == "all":
-        return manifest
-    chosen = manifest.of_split(split)
-    if len(chosen) == 0:
-        raise ManifestError(
-            root, [f"has no image in the split {split!r}: add {split}_list.txt, or evaluate the split 'all'"]
-        )
-    return chosen
-
-
 def evaluate_split(
     model: JointAECNN,
     images_config: ImagesConfig,
     manifest: Manifest,
     *,
-    on_unreadable: Literal["refuse", "skip"],
+    on_unreadable: OnUnreadable,
     device: torch.device,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,

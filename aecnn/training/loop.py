@@ -97,11 +97,12 @@ def train_locally(
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss.total)
             optimizer.step()
+            bce, mse = loss.bce.detach(), loss.mse.detach()
             alive, lit = count_alive(output.latent.detach(), images)
-            sums += torch.stack([loss.bce.detach() * len(batch), loss.mse.detach() * len(batch), alive, lit])
+            sums += torch.stack([bce * len(batch), mse * len(batch), alive, lit])
             images_seen += len(batch)
             if on_step is not None:
-                on_step(StepProgress(steps_done, total_steps, float(loss.bce), float(loss.mse)))
+                on_step(StepProgress(steps_done, total_steps, float(bce), float(mse)))
     bce_sum, mse_sum, alive_pixels, lit_pixels = sums.tolist()
     if not np.isfinite(bce_sum + mse_sum):
         raise ModelError(
