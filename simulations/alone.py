@@ -42,11 +42,12 @@ def train_each_alone(
         read_split(config.data.root, "test"), size_px=config.images.size_px, on_unreadable=config.data.on_unreadable
     )
     figures: dict[str, Metrics] = {}
-    num_steps = 0
+    steps: set[int] = set()
     for site_file in sorted(folder.hospitals_folder.glob("*/site.yaml")):
         name = site_file.parent.name
         on_hospital(name, None)
         model, num_steps = _train_alone(config, site_file, device)
+        steps.add(num_steps)
         rows = np.arange(len(test.manifest))
         outputs = run_model(model, test, rows, config.images, batch_size=32, device=device)
         patients = test.manifest.table["patient"].tolist()
@@ -58,7 +59,7 @@ def train_each_alone(
         {
             "hospitals": {name: metrics.to_json() for name, metrics in figures.items()},
             "mean_macro_auroc": null_if_nan(mean),
-            "num_steps": num_steps,
+            "num_steps": steps.pop() if len(steps) == 1 else None,  # epochs of unequal hospitals have no one number
         },
     )
     return null_if_nan(mean)

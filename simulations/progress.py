@@ -133,8 +133,10 @@ def _add_round(table: Table, event: Event, judged: dict[int, Event]) -> None:
     number, hospitals = event["round"], event["hospitals"].values()
     images = sum(hospital["images_seen"] for hospital in hospitals)
     losses = [
-        figure(sum(hospital[key] * hospital["images_seen"] for hospital in hospitals) / images if images else None, 4)
-        for key in ("bce", "mse")
+        figure(
+            sum(hospital[key] * hospital["images_seen"] for hospital in hospitals) / images if images else None, digits
+        )
+        for key, digits in (("bce", 4), ("mse", 5))
     ]
     held = sum(hospital["num_images"] for hospital in hospitals)
     row = [str(number), "global model", str(held), *losses, _auroc(judged, number), f"{event['seconds']:.1f}"]
@@ -148,7 +150,7 @@ def _add_round(table: Table, event: Event, judged: dict[int, Event]) -> None:
 def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event]) -> None:
     for answer in answers[:MAX_HOSPITALS_SHOWN]:
         training, number = answer["training"], answer["round"]
-        losses = [figure(training[key]) for key in ("bce", "mse")]
+        losses = [figure(training["bce"]), figure(training["mse"], 5)]
         auroc = _auroc(judged, number, hospital=answer["hospital"])
         row = [str(number), answer["hospital"], str(training["num_images"]), *losses, auroc]
         table.add_row(*row, f"{training['seconds']:.1f}", style="dim")
@@ -171,12 +173,12 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
         training = event["training"]
         return [
             f"round {event['round']}/{num_rounds}  {event['hospital']}  {training['num_images']} images  "
-            f"BCE {figure(training['bce'])}  MSE {figure(training['mse'])}  {training['seconds']:.1f} s"
+            f"BCE {figure(training['bce'])}  MSE {figure(training['mse'], 5)}  {training['seconds']:.1f} s"
         ]
     if event["event"] == "validation":
         return [
             f"round {event['round']}/{num_rounds}  global model  validation AUROC {figure(event['macro_auroc'])}  "
-            f"BCE {figure(event['bce'])}  MSE {figure(event['mse'])}"
+            f"BCE {figure(event['bce'])}  MSE {figure(event['mse'], 5)}"
         ]
     if event["event"] == "round":
         refused = [f"round {event['round']}: refused {name}: {why}" for name, why in event["refused"].items()]

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from aecnn.errors import FederationError
 from server.run_folder import RunFolder
 from simulations.grid import Settings
@@ -74,7 +76,8 @@ def _submit_and_follow(
 ) -> None:
     """Submits the run and writes its log to `run.log` until it has finished."""
     settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
-    resources = f"num-supernodes={num_nodes} client-resources-num-cpus={threads}"
+    gpus = 1.0 if torch.cuda.is_available() else 0.0  # one hospital a GPU at a time; Ray hides the others
+    resources = f"num-supernodes={num_nodes} client-resources-num-cpus={threads} client-resources-num-gpus={gpus}"
     arguments = ["run", str(app), "--stream", "--run-config", settings, "--federation-config", resources]
     with (home / RUN_LOG).open("wb") as log:
         subprocess.run(

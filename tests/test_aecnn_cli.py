@@ -1,16 +1,20 @@
-"""The command lines as a user meets them, each in a process of its own."""
+"""The command lines as a user meets them: outputs, exit codes and refusals."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from conftest import PROJECT
-from federation_in_process import SMALL
 from sklearn.metrics import roc_auc_score
 
+import aecnn.cli
+import simulations.cli
 from aecnn.config import ImagesConfig, ModelConfig
 from aecnn.data.manifest import read_manifest
 from aecnn.evaluation.predictions import write_predictions, write_targets
@@ -18,15 +22,29 @@ from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, save_checkpoint
 from aecnn.model.joint import build_model
 from aecnn.model.weights import weights_of
+from federation_in_process import SMALL
 
-BIN = Path(sys.executable).parent
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code and both outputs."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
-def _run(*arguments, code=0, cwd=PROJECT):
-    done = subprocess.run([BIN / arguments[0], *map(str, arguments[1:])], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+def _run(*arguments, code=0):
+    """Runs a console script's main function in this process, which has PyTorch imported already."""
+    main = {"aecnn": aecnn.cli.main, "aecnn-simulate": simulations.cli.main}[arguments[0]]
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(stdout), redirect_stderr(stderr), patch.object(sys, "argv", [str(a) for a in arguments]):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+    assert status == code, stdout.getvalue() + stderr.getvalue()
+    return Done(status, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +57,14 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["aecnn", "aecnn-simulate"])
-def test_help_names_the_commands(command):
-    assert "Usage" in _run(command, "--help").stdout
+def test_the_installed_scripts_teach_and_fail_without_a_traceback(command):
+    script = Path(sys.executable).with_name(command)
+    assert "Usage" in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    faulty = {"aecnn": ["describe"], "aecnn-simulate": ["run", "absent.yaml"]}[command]
+    done = subprocess.run([script, *faulty], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error:")
+    assert "Traceback" not in done.stderr
 
 
 def test_check_counts_the_full_real_table(real_data):
@@ -135,7 +159,7 @@ def test_simulate_runs_a_configuration_to_a_report_and_says_so_in_json(phantom_6
     (tmp_path / "run.yaml").write_text(json.dumps(document))  # JSON is YAML
     out = tmp_path / "out"
     command = ("aecnn-simulate", "run", tmp_path / "run.yaml", "--out", out, "--set", "training.local_steps=1")
-    done = _run(*command, "--json", cwd=tmp_path)
+    done = _run(*command, "--json")
     summary = json.loads(done.stdout)
     assert summary["num_hospitals"] == 3
     assert summary["macro_auroc"] == json.loads((out / "metrics.json").read_text())["macro_auroc"]

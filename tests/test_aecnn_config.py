@@ -1,10 +1,10 @@
 """YAML files: every shipped one loads, and a faulty one is refused with all its faults."""
 
 import pytest
-from conftest import PROJECT
 
 from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
 from aecnn.errors import ConfigError
+from conftest import PROJECT
 
 SIMULATIONS = sorted((PROJECT / "configs").glob("*.yaml"))
 
@@ -18,7 +18,7 @@ def test_every_shipped_configuration_loads_and_survives_a_round_trip(path, tmp_p
 
 def test_all_faults_are_told_at_once_with_the_nearest_key(tmp_path):
     faulty = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
-    faulty = faulty.replace("backbone: densenet121", "backbon: densenet121").replace("batch_size: 32", "batch_size: 0")
+    faulty = faulty.replace("backbone: resnet18", "backbon: resnet18").replace("batch_size: 32", "batch_size: 0")
     (tmp_path / "faulty.yaml").write_text(faulty, encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         load_config(tmp_path / "faulty.yaml", SimulationConfig)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from federation_in_process import same_weights
 
 from aecnn.config import ImagesConfig, ModelConfig, Plan, TrainingConfig
 from aecnn.data.manifest import read_manifest
@@ -14,6 +13,7 @@ from aecnn.model.joint import build_model
 from aecnn.model.weights import weights_of
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import build_optimizer, train_locally
+from federation_in_process import same_weights
 
 CPU = torch.device("cpu")
 

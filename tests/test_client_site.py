@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import PROJECT
 
 from aecnn.errors import ConfigError, FederationError, ManifestError
 from client.site import hospital_of, read_hospital, read_training_data
+from conftest import PROJECT
 
 
 def _site(folder, root, **changes):

@@ -9,14 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
-from federation_in_process import same_weights, small_config
 
 import aecnn
 import client
 import server
 import simulations
 from aecnn.model.checkpoint import load_checkpoint
+from conftest import PROJECT
+from federation_in_process import same_weights, small_config
 from simulations.runner import prepare_run, run_prepared
 
 FLWR = Path(sys.executable).with_name("flwr")

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from federation_in_process import same_weights, small_config
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -13,6 +12,7 @@ from aecnn import contract
 from aecnn.errors import FederationError
 from aecnn.model.checkpoint import load_checkpoint
 from client.app import app as client_app
+from federation_in_process import same_weights, small_config
 from server.average import federated_average
 from simulations.grid import InProcessGrid
 from simulations.runner import prepare_run, run_prepared
