@@ -75,7 +75,10 @@ def phantom(
         table.add_row(name, f"{prevalence:.1%}", "" if oracle is None else f"{oracle:.3f}")
     console = Console()
     console.print(table)
-    console.print(f"{report.num_images} images of {report.num_patients} patients in {out}", highlight=False)
+    say(
+        console,
+        f"{report.num_images} images of {report.num_patients} patients in {out}",
+    )
 
 
 @app.command()
@@ -170,7 +173,7 @@ def describe(
     else:
         config = validate_config({"backbone": backbone}, ModelConfig, subject="aecnn describe --backbone")
         images = ImagesConfig(size_px=896)
-    description = describe_model(config, input_size_px=input_size_px or images.input_size_px)
+    description = describe_model(config, input_size_px=images.input_size_px if input_size_px is None else input_size_px)
     if json_:
         _print_json(description.to_dict())
     else:
@@ -204,9 +207,9 @@ def _evaluate_checkpoint(
         )
     console = Console(stderr=True)
     for sentence in evaluation.loaded.skipped:
-        console.print(f"skipped: {escape(sentence)}", highlight=False)
+        say(console, f"skipped: {escape(sentence)}")
     if evaluation.loaded.skipped:
-        console.print(f"{len(evaluation.loaded.skipped)} unreadable image(s) skipped", highlight=False)
+        say(console, f"{len(evaluation.loaded.skipped)} unreadable image(s) skipped")
     return evaluation.metrics
 
 
@@ -230,17 +233,20 @@ def _show_metrics(metrics: "Metrics", console: Console) -> None:
         areas = (f"{figures.auroc:.4f}", f"{figures.auprc:.4f}") if figures.is_defined else ("–", "–")
         table.add_row(name, *areas, str(figures.num_positive), str(figures.num_negative))
     console.print(table)
-    console.print(
+    say(
+        console,
         f"\n{metrics.num_images} images of {metrics.num_patients} patients: macro AUROC "
         f"[bold]{metrics.macro_auroc:.4f}[/], macro AUPRC {metrics.macro_auprc:.4f}",
-        highlight=False,
     )
     if metrics.undefined_findings:
-        console.print(f"Undefined, not in the means: {', '.join(metrics.undefined_findings)}", highlight=False)
+        say(
+            console,
+            f"Undefined, not in the means: {', '.join(metrics.undefined_findings)}",
+        )
     if metrics.reconstruction is not None:
-        console.print(
+        say(
+            console,
             f"Reconstruction: {metrics.reconstruction.psnr_db:.2f} dB PSNR, {metrics.reconstruction.ssim:.4f} SSIM",
-            highlight=False,
         )
 
 
@@ -249,13 +255,19 @@ def _show_labels(report: "LabelsReport", console: Console) -> None:
     for name, count in report.findings.items():
         table.add_row(name, f"{count:,}")
     console.print(table)
-    console.print(f"\n{report.num_images:,} images of {report.num_patients:,} patients", highlight=False)
+    say(
+        console,
+        f"\n{report.num_images:,} images of {report.num_patients:,} patients",
+    )
     for name, counts in report.splits.items():
-        console.print(f"  {name}: {counts.num_images:,} images of {counts.num_patients:,} patients", highlight=False)
+        say(
+            console,
+            f"  {name}: {counts.num_images:,} images of {counts.num_patients:,} patients",
+        )
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+        say(console, f"[yellow]warning[/] {escape(warning)}")
     for fault in report.faults:
-        console.print(f"[bold red]fault[/] {escape(fault)}", highlight=False)
+        say(console, f"[bold red]fault[/] {escape(fault)}")
     if not report.faults:
         console.print("[green]no fault found[/]")
 
@@ -267,12 +279,12 @@ def _show_description(description: "Description", console: Console) -> None:
         table.add_row(layer.name, layer.kind, shape, f"{layer.num_parameters:,}", f"{layer.macs:,}")
     console.print(table)
     counts, latent = description.num_parameters, "×".join(str(side) for side in description.latent_shape)
-    console.print(
+    say(
+        console,
         f"\n{description.backbone}, normalisation {description.normalisation}: {counts['total']:,} parameters "
         f"(encoder {counts['encoder']:,}, decoder {counts['decoder']:,}, classifier {counts['classifier']:,})\n"
         f"input {description.input_size_px} px → latent {latent}, {description.macs['total'] / 1e6:,.1f} M "
         f"multiply-accumulates an image, {description.megabytes:.1f} MB on the wire",
-        highlight=False,
     )
 
 
@@ -292,6 +304,11 @@ def _progress(description: str) -> Iterator[tuple[Progress, TaskID]]:
         yield progress, progress.add_task(description, total=None)
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a sentence as it is: no colours guessed into it, and no line broken where the output is a pipe."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, allow_nan=False))
 
@@ -307,7 +324,7 @@ def run_cli(cli: typer.Typer, *, exit_codes: dict[type[AecnnError], int]) -> Non
     try:
         cli()
     except AecnnError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        say(Console(stderr=True), f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(exit_codes.get(type(error), EXIT_FAULTY_INPUT))
 
 

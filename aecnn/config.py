@@ -34,6 +34,7 @@ OnUnreadable = Literal["refuse", "skip"]
 Engine = Literal["inprocess", "ray"]  # of a simulation
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
+HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
 DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
 
 
@@ -128,6 +129,7 @@ class DataConfig(StrictModel):
 
     root: Folder
     on_unreadable: OnUnreadable = "refuse"
+    memory_limit_mb: int = Field(default=8192, ge=1)  # for all hospitals' decoded images; beyond it files are re-read
     phantom: PhantomConfig | None = None
 
 
@@ -157,7 +159,7 @@ class FederationConfig(StrictModel):
     """The centre's side of a run: rounds, who takes part in each, and which round's model is released."""
 
     num_rounds: int = Field(default=3, ge=1)
-    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)  # of the hospitals train in a round, at least min_hospitals
     min_hospitals: int = Field(default=2, ge=1)
     join_timeout_s: float = Field(default=600.0, gt=0.0)
     round_timeout_s: float = Field(default=3600.0, gt=0.0)
@@ -177,6 +179,18 @@ class SimulationConfig(StrictModel):
     model: ModelConfig
     training: TrainingConfig
     train_alone: bool = False  # also train each hospital alone for as many steps, as the yardstick
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.model.normalisation == "batch" and self.training.batch_size == 1:
+            raise ValueError("training.batch_size is 1 and model.normalisation 'batch' needs 2: raise it, or use group")
+        hospitals = self.partition.num_hospitals or len(self.partition.sizes or ())
+        if hospitals and self.federation.min_hospitals > hospitals:
+            raise ValueError(
+                f"federation.min_hospitals is {self.federation.min_hospitals}, and the partition makes {hospitals} "
+                "hospitals: lower it, or make more hospitals"
+            )
+        return self
 
     @property
     def plan(self) -> Plan:

@@ -22,11 +22,11 @@ import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from aecnn.config import Plan, StrictModel, validate_config
+from aecnn.config import HOSPITAL_NAME, Plan, StrictModel, validate_config
 from aecnn.errors import FederationError
 from aecnn.findings import NUM_FINDINGS
 
@@ -94,7 +94,7 @@ class Request(WireModel):
 class Origin(WireModel):
     """Who answers, to which round, and with which code."""
 
-    hospital: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    hospital: str = Field(pattern=HOSPITAL_NAME)
     round: int = Field(ge=0)
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -107,7 +107,19 @@ class HospitalCounts(WireModel):
     num_validation_images: int = Field(ge=0)
     num_validation_patients: int = Field(ge=0)
     num_skipped_images: int = Field(ge=0)
-    positives: list[int] = Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)
+    positives: list[Annotated[int, Field(ge=0)]] = Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if max(self.positives) > self.num_train_images:
+            raise ValueError(f"{max(self.positives)} positive images among {self.num_train_images} training images")
+        for patients, images in (
+            (self.num_train_patients, self.num_train_images),
+            (self.num_validation_patients, self.num_validation_images),
+        ):
+            if patients > images:
+                raise ValueError(f"{patients} patients with {images} images")
+        return self
 
 
 class RoundReport(WireModel):
@@ -116,8 +128,8 @@ class RoundReport(WireModel):
     num_images: int = Field(ge=1)  # training images held: the FedAvg weight
     num_steps: int = Field(ge=0)
     images_seen: int = Field(ge=0)
-    bce_sum: float
-    mse_sum: float
+    bce_sum: float = Field(ge=0.0)
+    mse_sum: float = Field(ge=0.0)
     alive_pixels: int = Field(ge=0)
     lit_pixels: int = Field(ge=0)
     seconds: float = Field(ge=0.0)
@@ -127,8 +139,8 @@ class ValidationReport(WireModel):
     """Sums over the validation images, of the global model as it arrived."""
 
     num_images: int = Field(ge=0)
-    bce_sum: float
-    mse_sum: float
+    bce_sum: float = Field(ge=0.0)
+    mse_sum: float = Field(ge=0.0)
 
 
 @cache

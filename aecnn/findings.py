@@ -28,15 +28,15 @@ _SYNONYMS = {"infiltrate": "infiltration"}  # the official box file's spelling
 
 
 def _normalised(spelling: str) -> str:
-    letters = re.sub(r"[^a-z]", "", spelling.lower())
-    return _SYNONYMS.get(letters, letters)
+    joined = re.sub(r"[\s_-]", "", spelling.lower())
+    return _SYNONYMS.get(joined, joined)
 
 
 _INDEX = {_normalised(name): index for index, name in enumerate(FINDINGS)}
 
 
 def finding_index(spelling: str) -> int:
-    """Gives the position of a finding in `FINDINGS`, whatever its case, spaces or underscores.
+    """Gives the position of a finding in `FINDINGS`, whatever its case, spaces, hyphens or underscores.
 
     Raises:
         UnknownFindingError: The spelling is none of the fourteen; the nearest known one is named.

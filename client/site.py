@@ -8,13 +8,13 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
-from aecnn.config import Folder, OnUnreadable, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.config import HOSPITAL_NAME, Folder, OnUnreadable, SimulationConfig, StrictModel, load_config, locate_config
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.data.phantom import ensure_phantom
 from aecnn.data.source import LoadedImages, load_images
@@ -32,12 +32,13 @@ class SiteDataConfig(StrictModel):
     root: Folder
     patients_file: str | None = None  # one patient a line, beside the site file; None: all patients
     on_unreadable: OnUnreadable = "refuse"
+    memory_limit_mb: int = Field(default=8192, ge=1)  # for decoded images; beyond it files are read again
 
 
 class SiteConfig(StrictModel):
     """One hospital's own settings; the centre never sees them."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=HOSPITAL_NAME)
     validation_key: str = Field(min_length=8)  # decides which patients validate; keep it for the life of the data
     device: str = "auto"
     data: SiteDataConfig
@@ -83,7 +84,7 @@ def hospital_of(node_config: NodeSettings, run_config: NodeSettings) -> Hospital
     return read_hospital(sites[partition])
 
 
-@lru_cache(maxsize=64)
+@cache
 def read_hospital(site_file: Path) -> Hospital:
     """Reads a site file and the manifest of its patients.
 
@@ -99,7 +100,7 @@ def read_hospital(site_file: Path) -> Hospital:
     return _hospital(config, manifest)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
     """The patients whose hash falls to one of `count` simulated hospitals of about equal size."""
     config = load_config(locate_config(config_file), SimulationConfig)
@@ -109,13 +110,17 @@ def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
     site = SiteConfig(
         name=f"hospital-{partition + 1:02d}",
         validation_key=f"simulated-{config.seed}",
-        data=SiteDataConfig(root=config.data.root, on_unreadable=config.data.on_unreadable),
+        data=SiteDataConfig(
+            root=config.data.root,
+            on_unreadable=config.data.on_unreadable,
+            memory_limit_mb=max(1, config.data.memory_limit_mb // count),
+        ),
     )
     own = [patient for patient in manifest.patients if _bucket(patient) % count == partition]
     return _hospital(site, manifest.of_patients(own))
 
 
-@lru_cache(maxsize=64)
+@cache
 def read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
     """Decodes a hospital's images once for the life of the process and splits them by patient.
 
@@ -123,7 +128,12 @@ def read_training_data(hospital: Hospital, size_px: int, validation_fraction: fl
         ManifestError: Images are unreadable and the site file does not say to skip them, or a part is empty.
     """
     config = hospital.config
-    loaded = load_images(hospital.manifest, size_px=size_px, on_unreadable=config.data.on_unreadable)
+    loaded = load_images(
+        hospital.manifest,
+        size_px=size_px,
+        on_unreadable=config.data.on_unreadable,
+        memory_limit_mb=config.data.memory_limit_mb,
+    )
     for sentence in loaded.skipped:
         log.warning("%s: skipped: %s", config.name, sentence)
     patients = loaded.manifest.table["patient"].tolist()

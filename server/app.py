@@ -15,7 +15,7 @@ from aecnn.model.joint import build_model
 from aecnn.model.weights import weights_of
 from server.history import end_event
 from server.loop import Federation, run_federation
-from server.release import save_released, test_released
+from server.release import save_released, score_on_test
 from server.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ def main(grid: Grid, context: Context) -> None:
     config = load_config(locate_config(str(context.run_config["config"])), SimulationConfig)
     if config.data.phantom is not None:
         ensure_phantom(config.data.root, config.data.phantom)
-    folder = RunFolder.create(_run_folder(str(context.run_config.get("run-folder", "")), config.name))
-    folder.config_file.write_text(dump_config(config), encoding="utf-8")
+    given = str(context.run_config.get("run-folder", ""))
+    folder = RunFolder.prepared(Path(given)) if Path(given, "config.yaml").exists() else _new_folder(given, config)
     log.info("The run's folder is %s", folder.path)
     run_and_release(
         grid, config, folder, expected_nodes=_expected_nodes(str(context.run_config.get("hospitals", "")), config)
@@ -51,7 +51,7 @@ def run_and_release(grid: Grid, config: SimulationConfig, folder: RunFolder, *, 
         federation = Federation(config.name, config.seed, config.federation, plan, folder)
         released = run_federation(grid, federation, initial, expected_nodes=expected_nodes)
         save_released(folder, released, plan, run=config.name)
-        test_released(folder, config.data, plan)
+        score_on_test(folder, config.data, plan)
     except AecnnError as error:
         seconds = time.monotonic() - begin
         folder.append_event(end_event(status="failed", released_round=None, seconds=seconds, reason=str(error)))
@@ -62,8 +62,11 @@ def run_and_release(grid: Grid, config: SimulationConfig, folder: RunFolder, *, 
     )
 
 
-def _run_folder(given: str, name: str) -> Path:
-    return Path(given) if given else Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _new_folder(given: str, config: SimulationConfig) -> RunFolder:
+    path = Path(given) if given else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.create(path)
+    folder.write_text(folder.config_file.name, dump_config(config))
+    return folder
 
 
 def _expected_nodes(hospitals: str, config: SimulationConfig) -> int:

@@ -79,10 +79,13 @@ def _replies(
     messages = [Message(content, node, kind, group_id=group) for node, (kind, content) in sorted(requests.items())]
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
     deadline = time.monotonic() + timeout_s
-    while pending and time.monotonic() < deadline:
+    while pending:
         replies = list(grid.pull_messages(sorted(pending)))
         for reply in replies:
             pending.discard(reply.metadata.reply_to_message_id)
             yield reply
-        if not replies:
-            time.sleep(POLL_INTERVAL_S)
+        if replies:
+            continue  # as long as answers are there they are taken; a grid in this process computes them on being asked
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(POLL_INTERVAL_S)

@@ -65,10 +65,10 @@ def run_federation(grid: Grid, federation: Federation, initial: Weights, *, expe
     weights, candidate = initial, Released(0, initial, None)
     for round_number in range(1, federation.settings.num_rounds + 1):
         judged, averaged = _run_round(grid, federation, members, round_number, weights)
-        candidate = _better(federation, candidate, Released(round_number - 1, weights, judged))
+        candidate = better(federation, candidate, Released(round_number - 1, weights, judged))
         weights = averaged
     judged = _close(grid, federation, members, weights)
-    return _better(federation, candidate, Released(federation.settings.num_rounds, weights, judged))
+    return better(federation, candidate, Released(federation.settings.num_rounds, weights, judged))
 
 
 def _join(grid: Grid, federation: Federation, *, expected_nodes: int) -> dict[str, Member]:
@@ -124,9 +124,10 @@ def _run_round(
     judged = validation_event(round_number - 1, answers)
     folder.append_event(judged)
     updates = [(a.weights, a.report.num_images) for a in answers if a.weights is not None and a.report is not None]
-    if len(updates) < min(settings.min_hospitals, len(chosen)):
+    needed = min(settings.min_hospitals, len(chosen))
+    if len(updates) < needed:
         raise FederationError(
-            f"round {round_number}: " + _too_few("gave an update fit to average", len(updates), len(chosen), collected)
+            f"round {round_number}: " + _too_few("gave an update fit to average", len(updates), needed, collected)
         )
     averaged = federated_average(updates)
     seconds = time.monotonic() - begin
@@ -177,15 +178,15 @@ def _participants(federation: Federation, names: list[str], round_number: int) -
     return {names[index] for index in random.permutation(len(names))[:count]}
 
 
-def _better(federation: Federation, candidate: Released, new: Released) -> Released:
+def better(federation: Federation, candidate: Released, new: Released) -> Released:
     """Gives whichever is to be released; the initial weights never are."""
     if candidate.round_number == 0 or federation.settings.released_round == "last":
         return new
-    if new.validation_macro_auroc is None:
+    if candidate.validation_macro_auroc is None:
+        return new  # nothing to choose by: the later one
+    if new.validation_macro_auroc is None or new.validation_macro_auroc < candidate.validation_macro_auroc:
         return candidate
-    if candidate.validation_macro_auroc is None or new.validation_macro_auroc >= candidate.validation_macro_auroc:
-        return new
-    return candidate
+    return new
 
 
 def _request(federation: Federation, round_number: int) -> Request:

@@ -1,6 +1,6 @@
 """What a finished run leaves behind: the released model and, where the centre has a test set, its figures."""
 
-import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from aecnn.evaluation.evaluate import Evaluation, evaluate_split
 from aecnn.evaluation.predictions import write_predictions, write_targets
 from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from aecnn.model.joint import JointAECNN
+from aecnn.model.joint import JointAECNN, Output
 from aecnn.training.device import resolve_device
 from server.loop import Released
 from server.run_folder import RunFolder
 
 NUM_EXAMPLES = 6
+log = logging.getLogger(__name__)
 
 
 def save_released(folder: RunFolder, released: Released, plan: Plan, *, run: str) -> None:
@@ -36,19 +37,21 @@ def save_released(folder: RunFolder, released: Released, plan: Plan, *, run: str
     save_checkpoint(folder.checkpoint_file, dict(released.weights), metadata)
 
 
-def test_released(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation:
+def score_on_test(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation:
     """Scores the released model on the dataset's test split; writes figures, predictions and example images."""
     device = resolve_device("auto")
     model = load_checkpoint(folder.checkpoint_file).build()
     evaluation = evaluate_split(
         model, plan.images, read_split(data.root, "test"), on_unreadable=data.on_unreadable, device=device
     )
+    for sentence in evaluation.loaded.skipped:
+        log.warning("Skipped a test image: %s", sentence)
     manifest = evaluation.loaded.manifest
     images, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
     probabilities = _sigmoid(evaluation.outputs.logits)
-    write_predictions(folder.path / "predictions.csv", images, probabilities)
-    write_targets(folder.path / "targets.csv", images, patients, manifest.targets)
-    _write_examples(folder.path, model, evaluation, plan, probabilities, device)
+    folder.write_whole("predictions.csv", lambda path: write_predictions(path, images, probabilities))
+    folder.write_whole("targets.csv", lambda path: write_targets(path, images, patients, manifest.targets))
+    _write_examples(folder, model, evaluation, plan, probabilities, device)
     folder.write_json(
         "metrics.json", {"checkpoint": folder.checkpoint_file.name, "split": "test", **evaluation.metrics.to_json()}
     )
@@ -56,7 +59,7 @@ def test_released(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation
 
 
 def _write_examples(
-    folder: Path,
+    folder: RunFolder,
     model: JointAECNN,
     evaluation: Evaluation,
     plan: Plan,
@@ -69,8 +72,7 @@ def _write_examples(
     with torch.inference_mode():
         images = to_input(evaluation.loaded.images.read(rows).to(device), plan.images)
         output = model.eval()(images)
-    arrays = {"original": images, "latent": output.latent, "reconstruction": output.reconstruction}
-    np.savez_compressed(folder / "examples.npz", allow_pickle=False, **{k: _as_uint8(v) for k, v in arrays.items()})
+    folder.write_whole("examples.npz", lambda path: _write_npz(path, images, output))
     described = [
         {
             "image": str(manifest.table["image"].iloc[row]),
@@ -79,7 +81,17 @@ def _write_examples(
         }
         for row in rows
     ]
-    (folder / "examples.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    folder.write_json("examples.json", described)
+
+
+def _write_npz(path: Path, images: torch.Tensor, output: Output) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add a suffix to it
+        np.savez_compressed(
+            file,
+            original=_as_uint8(images),
+            latent=_as_uint8(output.latent),
+            reconstruction=_as_uint8(output.reconstruction),
+        )
 
 
 def _example_rows(targets: NDArray[np.floating]) -> NDArray[np.intp]:

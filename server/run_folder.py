@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from aecnn.errors import FederationError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and the two ways to write into it."""
+    """Paths of a run, and the ways to write into it."""
 
     path: Path
 
@@ -40,17 +40,40 @@ class RunFolder:
         """The simulated hospitals' site files."""
         return self.path / "hospitals"
 
-    @classmethod
-    def create(cls, path: Path) -> "RunFolder":
-        """Makes the folder.
+    @staticmethod
+    def refuse_used(path: Path) -> None:
+        """Refuses a folder that is there and not empty.
 
         Raises:
-            FederationError: It holds a run already.
+            FederationError: It is.
         """
-        folder = cls(path.expanduser().absolute())
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FederationError(f"{path} holds something already: give another --out, or remove it")
+
+    @classmethod
+    def create(cls, path: Path) -> "RunFolder":
+        """Makes the folder of a new run.
+
+        Raises:
+            FederationError: It is there and not empty, or cannot be made.
+        """
+        cls.refuse_used(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FederationError(f"the run folder {path} cannot be made ({error.strerror}): give another") from error
+        return cls(path.absolute())
+
+    @classmethod
+    def prepared(cls, path: Path) -> "RunFolder":
+        """Opens a folder that was prepared for a run.
+
+        Raises:
+            FederationError: A run was there already.
+        """
+        folder = cls(path.absolute())
         if folder.history_file.exists():
-            raise FederationError(f"{folder.path} holds a run already: give another --out, or remove that folder")
-        folder.path.mkdir(parents=True, exist_ok=True)
+            raise FederationError(f"{folder.path} holds a run already: give another folder")
         return folder
 
     def append_event(self, event: Mapping[str, Any]) -> None:
@@ -68,11 +91,19 @@ class RunFolder:
         lines = self.history_file.read_text(encoding="utf-8").splitlines()
         return json.loads(lines[-1]) if lines else None
 
-    def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
+    def write_json(self, name: str, document: Mapping[str, Any] | Sequence[Any]) -> Path:
         """Writes a JSON file whole or not at all."""
+        return self.write_text(name, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a text file whole or not at all."""
+        return self.write_whole(name, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    def write_whole(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Has `write` fill a file beside the target, then puts it in the target's place."""
         target = self.path / name
-        partial = target.with_name(f".{name}.partial")
-        partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial = target.with_name(f".partial-{name}")
+        write(partial)
         os.replace(partial, target)
         return target
 

@@ -1,16 +1,18 @@
 """``aecnn-simulate``: a federation of simulated hospitals on this machine."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aecnn.cli import run_cli
+from aecnn.cli import run_cli, say
 from aecnn.config import Engine, SimulationConfig, load_config, locate_config
 from aecnn.errors import FederationError
 from simulations.progress import LiveProgress, figure
@@ -61,6 +63,7 @@ def run(
     metrics.json, and report.html. Exit codes: 0 done, 1 the run failed, 2 the input is faulty.
     """
     console = Console(stderr=True)
+    logging.basicConfig(handlers=[RichHandler(console=console, show_time=False, show_path=False)], force=True)
     settings = load_config(locate_config(str(config)), SimulationConfig, overrides=set_ or [])
     from aecnn.evaluation.report import write_report
     from simulations.runner import run_prepared
@@ -99,7 +102,10 @@ def _train_alone(prepared: "Prepared", console: Console) -> None:
 
     def tell(name: str, metrics: "Metrics | None") -> None:
         if metrics is not None:
-            console.print(f"{name} alone: test macro AUROC {figure(metrics.macro_auroc)}", highlight=False)
+            say(
+                console,
+                f"{name} alone: test macro AUROC {figure(metrics.macro_auroc)}",
+            )
 
     with console.status("training each hospital alone for as many steps, as the yardstick"):
         train_each_alone(prepared.config, prepared.folder, on_hospital=tell)
@@ -130,18 +136,23 @@ def _show(summary: dict[str, Any], console: Console) -> None:
     for name, row in findings.items():
         table.add_row(name, figure(row["auroc"]), figure(row["auprc"]), str(row["num_positive"]))
     console.print(table)
-    console.print(
+    say(
+        console,
         f"\nGlobal model (round {summary['released_round']}) on {summary['num_images']} images of "
         f"{summary['num_patients']} unseen patients: macro AUROC [bold]{figure(summary['macro_auroc'])}[/]",
-        highlight=False,
     )
     if summary["alone_mean_macro_auroc"] is not None:
-        console.print(
+        say(
+            console,
             f"The same hospitals training alone, as many steps: mean macro AUROC "
             f"[bold]{figure(summary['alone_mean_macro_auroc'])}[/]",
-            highlight=False,
         )
-    console.print(f"{summary['seconds']:.0f} s. Report: {summary['run_folder']}/report.html", highlight=False)
+    if summary["num_skipped_images"]:
+        say(console, f"{summary['num_skipped_images']} unreadable test image(s) skipped")
+    say(
+        console,
+        f"{summary['seconds']:.0f} s. Report: {summary['run_folder']}/report.html",
+    )
 
 
 def main() -> None:

@@ -5,21 +5,13 @@ from pathlib import Path
 import yaml
 
 from aecnn.config import SimulationConfig
-from aecnn.data.manifest import read_manifest
-from simulations.partition import Partition, partition_patients
+from simulations.partition import Partition
 
 PATIENTS_FILE = "patients.txt"
 
 
-def write_hospitals(config: SimulationConfig, folder: Path) -> Partition:
-    """Shares the dataset's training patients out and writes ``<hospital>/site.yaml`` and its patients.
-
-    Raises:
-        ManifestError: The dataset is faulty or has too few patients.
-    """
-    manifest = read_manifest(config.data.root)
-    manifest = manifest.select((manifest.table["split"] != "test").to_numpy(dtype=bool))
-    partition = partition_patients(manifest, config.partition, seed=config.seed)
+def write_hospitals(config: SimulationConfig, partition: Partition, folder: Path) -> None:
+    """Writes ``<hospital>/site.yaml`` and the list of its patients for each hospital of a partition."""
     for name, patients in partition.items():
         place = folder / name
         place.mkdir(parents=True)
@@ -31,7 +23,7 @@ def write_hospitals(config: SimulationConfig, folder: Path) -> Partition:
                 "root": str(config.data.root),
                 "patients_file": PATIENTS_FILE,
                 "on_unreadable": config.data.on_unreadable,
+                "memory_limit_mb": max(1, config.data.memory_limit_mb // len(partition)),
             },
         }
         (place / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False), encoding="utf-8")
-    return partition

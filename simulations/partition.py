@@ -1,12 +1,13 @@
 """One dataset as several hospitals. A patient is never in two of them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from aecnn.config import PartitionConfig
+from aecnn.config import HOSPITAL_NAME, PartitionConfig
 from aecnn.data.columns import canonical_patients
 from aecnn.data.manifest import Manifest
 from aecnn.errors import ManifestError
@@ -86,6 +87,11 @@ def _by_file(root: Path, file: str, patients: list[str]) -> Partition:
     ]
     hospital_of: Mapping[str, str] = dict(zip(pairs["Patient ID"], pairs["Hospital"], strict=True))
     faults += [f"patient {patient} has no hospital" for patient in patients if not hospital_of.get(patient)]
+    faults += [
+        f"hospital {name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'"
+        for name in sorted(set(pairs["Hospital"]) - {""})
+        if not re.match(HOSPITAL_NAME, name)
+    ]
     if faults:
         raise ManifestError(path, faults)
     partition: Partition = {}

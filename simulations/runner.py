@@ -7,13 +7,17 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from aecnn.config import Engine, SimulationConfig, dump_config
+from aecnn.data.manifest import read_manifest
 from aecnn.data.phantom import write_phantom
-from aecnn.errors import FederationError
+from aecnn.data.source import refuse_unreadable
+from aecnn.errors import FederationError, ManifestError
+from aecnn.model.backbone import check_input_size
 from client.app import app as client_app
 from server.app import app as server_app
 from server.run_folder import RunFolder
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid, Settings
 from simulations.hospitals import write_hospitals
+from simulations.partition import partition_patients
 from simulations.ray_engine import run_with_ray
 
 
@@ -31,20 +35,33 @@ def prepare_run(
 ) -> Prepared:
     """Makes the dataset where it is a phantom, and the run folder with one site file a hospital.
 
+    Whatever would end the run hours later is looked at now, and nothing is made before it is found in order.
+
     Raises:
-        FederationError: The folder holds a run already, or there are fewer hospitals than the run needs.
-        ManifestError: The dataset is faulty.
+        ModelError: The backbone cannot take images of this size.
+        FederationError: The folder is not empty, or there are fewer hospitals than the run needs.
+        ManifestError: The dataset is faulty, or has no test split.
     """
-    folder = RunFolder.create(path)
+    check_input_size(config.model.backbone, input_size_px=config.images.input_size_px)
+    RunFolder.refuse_used(path)
     if config.data.phantom is not None:
         write_phantom(config.data.root, config.data.phantom, on_progress=on_phantom)
-    partition = write_hospitals(config, folder.hospitals_folder)
+    manifest = read_manifest(config.data.root)
+    if len(manifest.of_split("test")) == 0:
+        raise ManifestError(
+            config.data.root, ["has no test split, on which the released model is scored: add the two official lists"]
+        )
+    if config.data.on_unreadable == "refuse":
+        refuse_unreadable(manifest)
+    partition = partition_patients(manifest.of_split("train_val"), config.partition, seed=config.seed)
     if len(partition) < config.federation.min_hospitals:
         raise FederationError(
             f"the partition has {len(partition)} hospitals, and federation.min_hospitals is "
             f"{config.federation.min_hospitals}: lower it, or make more hospitals"
         )
-    folder.config_file.write_text(dump_config(config), encoding="utf-8")
+    folder = RunFolder.create(path)
+    write_hospitals(config, partition, folder.hospitals_folder)
+    folder.write_text(folder.config_file.name, dump_config(config))
     return Prepared(config, folder, num_hospitals=len(partition))
 
 

@@ -53,6 +53,8 @@ def test_overrides_replace_values_and_unknown_ones_are_refused():
         ("partition.sizes=[1, 2]", "goes with by: sizes"),
         ("training.learning_rate=.nan", "learning_rate"),
         ("name=../escape", "name"),
+        ("training.batch_size=1", "model.normalisation 'batch' needs 2"),
+        ("partition={by: equal, num_hospitals: 2}", "the partition makes 2 hospitals"),
     ],
 )
 def test_contradictions_are_refused(override, told):

@@ -10,7 +10,7 @@ from aecnn.data.manifest import read_manifest, read_split
 from aecnn.data.source import load_images
 from aecnn.errors import ManifestError
 from aecnn.evaluation.evaluate import evaluate_split
-from aecnn.evaluation.metrics import psnr_db
+from aecnn.evaluation.metrics import mean_psnr_db, psnr_db
 from aecnn.evaluation.outputs import run_model
 from aecnn.model.joint import build_model
 
@@ -55,6 +55,11 @@ def test_psnr_and_ssim_equal_scikit_images(data, model):
         whole_windows = at_pixels[5:-5, 5:-5].mean()  # pytorch-msssim averages where the 11 px window fits
         assert outputs.ssim[row] == pytest.approx(whole_windows, abs=2e-4)
         assert similar == pytest.approx(whole_windows, abs=0.05)
+
+
+def test_perfect_copies_are_left_out_of_the_mean_psnr():
+    assert mean_psnr_db(np.array([0.01, 0.001, 0.0])) == pytest.approx(25.0)
+    assert np.isnan(mean_psnr_db(np.zeros(2)))
 
 
 def test_bce_equals_scikit_learns_mean_log_loss(data, model):

@@ -14,6 +14,8 @@ from aecnn.model.checkpoint import load_checkpoint
 from client.app import app as client_app
 from federation_in_process import same_weights, small_config
 from server.average import federated_average
+from server.loop import Federation, Released, better
+from server.run_folder import RunFolder
 from simulations.grid import InProcessGrid
 from simulations.runner import prepare_run, run_prepared
 
@@ -159,9 +161,36 @@ def test_a_broken_update_is_refused_by_name_and_the_rest_average_as_if_it_were_a
     assert same_weights(released.weights, federated_average([updates["hospital-1"], updates["hospital-3"]]))
 
 
+def test_a_deadline_never_loses_a_hospital_that_is_only_waiting_for_its_turn(phantom_64px, tmp_path):
+    """In one process hospitals train one after another: how long that takes must not change the result."""
+    hurried = small_config(phantom_64px, federation={"round_timeout_s": 0.001, "min_hospitals": 1})
+    one, history = _run(hurried, tmp_path / "hurried")
+    two, _ = _run(small_config(phantom_64px), tmp_path / "patient")
+    assert all(len(event["hospitals"]) == 3 for event in history if event["event"] == "round")
+    assert same_weights(one.weights, two.weights)
+
+
+@pytest.mark.parametrize(
+    ("judged", "released"),
+    [
+        ([None, None, None], 3),
+        ([0.6, 0.7, 0.65], 2),
+        ([0.7, None, 0.7], 3),
+        ([None, 0.5, None], 2),
+    ],
+)
+def test_best_is_the_highest_validation_auroc_or_the_last_round(judged, released, phantom_64px, tmp_path):
+    config = small_config(phantom_64px)
+    federation = Federation("x", 0, config.federation, config.plan, RunFolder(tmp_path))
+    candidate = Released(0, {}, 0.99)
+    for number, auroc in enumerate(judged, start=1):
+        candidate = better(federation, candidate, Released(number, {}, auroc))
+    assert candidate.round_number == released
+
+
 def test_too_few_fit_updates_end_the_run_as_failed_with_the_reasons(phantom_64px, tmp_path, tampered_run):
     config = small_config(phantom_64px, federation={"num_rounds": 1, "min_hospitals": 3})
-    with pytest.raises(FederationError, match=r"(?s)2 hospital.*hospital-1: .*NaN"):
+    with pytest.raises(FederationError, match=r"(?s)2 hospital.*, and 3 are needed.*hospital-1: .*NaN"):
         tampered_run(config, tmp_path / "run", "hospital-1", _with_nan)
     end = _history(tmp_path / "run")[-1]
     assert (end["event"], end["status"]) == ("end", "failed")

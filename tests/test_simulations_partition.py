@@ -79,10 +79,11 @@ def test_a_faulty_file_of_hospitals_is_refused_with_all_faults(tmp_path):
     (tmp_path / "who.csv").write_text("Patient,Hospital\n1,a")
     with pytest.raises(ManifestError, match="no column 'Patient ID'"):
         partition_patients(manifest, config, seed=0)
-    (tmp_path / "who.csv").write_text("Patient ID,Hospital\n0,a\n1,a\n1,b\n2,\n")
+    (tmp_path / "who.csv").write_text("Patient ID,Hospital\n0,a\n1,a\n1,../b\n2,\n")
     with pytest.raises(ManifestError) as refused:
         partition_patients(manifest, config, seed=0)
     text = str(refused.value)
-    assert "patient 1 is in several hospitals: a, b" in text
+    assert "patient 1 is in several hospitals: a, ../b" in text
+    assert "hospital '../b' cannot be a folder's name" in text
     assert "patient 2 has no hospital" in text
     assert "patient 3 has no hospital" in text

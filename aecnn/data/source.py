@@ -190,6 +190,18 @@ def load_images(
     return LoadedImages(manifest, images, skipped=faults).select(readable)
 
 
+def refuse_unreadable(manifest: Manifest) -> None:
+    """Checks every image file (see `verify_radiograph`) without keeping anything.
+
+    Raises:
+        ManifestError: With every file that cannot be read.
+    """
+    paths = tuple(Path(path) for path in manifest.table["path"])
+    faults = [problem for problem in _prepare(paths, size_px=0, pixels=None, on_progress=None) if problem]
+    if faults:
+        raise ManifestError(manifest.root, faults)
+
+
 def _prepare(
     paths: Sequence[Path],
     *,

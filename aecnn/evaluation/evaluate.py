@@ -9,7 +9,7 @@ import torch
 from aecnn.config import ImagesConfig, OnUnreadable
 from aecnn.data.manifest import Manifest
 from aecnn.data.source import LoadedImages, load_images
-from aecnn.evaluation.metrics import Metrics, Reconstruction, psnr_db, score
+from aecnn.evaluation.metrics import Metrics, Reconstruction, mean_psnr_db, score
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN
 
@@ -50,7 +50,7 @@ def evaluate_split(
         on_progress=on_progress,
     )
     reconstruction = Reconstruction(
-        psnr_db=float(psnr_db(outputs.mse).mean()),
+        psnr_db=mean_psnr_db(outputs.mse),
         ssim=float("nan") if outputs.ssim is None else float(outputs.ssim.mean()),
     )
     metrics = score(
@@ -58,5 +58,6 @@ def evaluate_split(
         loaded.manifest.targets,
         loaded.manifest.table["patient"].tolist(),
         reconstruction=reconstruction,
+        num_skipped_images=len(loaded.skipped),
     )
     return Evaluation(metrics, outputs, loaded)

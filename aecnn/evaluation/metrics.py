@@ -40,6 +40,7 @@ class Metrics:
     num_images: int
     num_patients: int
     reconstruction: Reconstruction | None = None
+    num_skipped_images: int = 0  # unreadable, left out
 
     @property
     def macro_auroc(self) -> float:
@@ -73,6 +74,7 @@ class Metrics:
             "undefined_findings": self.undefined_findings,
             "num_images": self.num_images,
             "num_patients": self.num_patients,
+            "num_skipped_images": self.num_skipped_images,
         }
         if self.reconstruction is not None:
             document["reconstruction"] = {
@@ -83,7 +85,12 @@ class Metrics:
 
 
 def score(
-    scores: Floats, targets: Floats, patients: Sequence[str], *, reconstruction: Reconstruction | None = None
+    scores: Floats,
+    targets: Floats,
+    patients: Sequence[str],
+    *,
+    reconstruction: Reconstruction | None = None,
+    num_skipped_images: int = 0,
 ) -> Metrics:
     """Gives AUROC and average precision of every finding.
 
@@ -92,6 +99,7 @@ def score(
         targets: [N, F] in {0, 1, NaN}.
         patients: [N] identifiers, for the count.
         reconstruction: Added to the result as it is.
+        num_skipped_images: Likewise.
     """
     predicted = ~np.isnan(scores).all(axis=0) if len(scores) else np.zeros(len(FINDINGS), dtype=bool)
     areas, precisions = np.full(len(FINDINGS), np.nan), np.full(len(FINDINGS), np.nan)
@@ -106,13 +114,25 @@ def score(
         )
         for index, name in enumerate(FINDINGS)
     }
-    return Metrics(findings, num_images=len(scores), num_patients=len(set(patients)), reconstruction=reconstruction)
+    return Metrics(
+        findings,
+        num_images=len(scores),
+        num_patients=len(set(patients)),
+        reconstruction=reconstruction,
+        num_skipped_images=num_skipped_images,
+    )
 
 
 def psnr_db(mse: Floats) -> Float64s:
     """Gives the peak signal-to-noise ratio of intensities in [0, 1], in dB; infinite for a perfect copy."""
     with np.errstate(divide="ignore"):
         return np.asarray(-10.0 * np.log10(mse), dtype=np.float64)
+
+
+def mean_psnr_db(mse: Floats) -> float:
+    """Gives the mean PSNR over images, in dB; perfect copies (an all-black image, say) have none and are left out."""
+    imperfect = mse[mse > 0]
+    return float(psnr_db(imperfect).mean()) if imperfect.size else float("nan")
 
 
 def null_if_nan(value: float) -> float | None:

@@ -115,7 +115,7 @@ def score_predictions(path: Path, images: Sequence[str], patients: Sequence[str]
 
 def _read_csv(path: Path, *, required: tuple[str, ...]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise PredictionsError(path, [f"cannot be read as a CSV table: {' '.join(str(error).split())}"]) from error
     absent = [column for column in required if column not in table.columns]

@@ -20,7 +20,7 @@ from aecnn.config import ImagesConfig, ModelConfig, StrictModel
 from aecnn.errors import CheckpointError, ModelError
 from aecnn.findings import FINDINGS
 from aecnn.model.joint import JointAECNN, build_architecture
-from aecnn.model.weights import Weights, faults_of, load_weights, rename_old
+from aecnn.model.weights import Array, Weights, faults_of, load_weights, rename_old
 
 SUFFIX = ".safetensors"
 HEADER_KEY = "aecnn"
@@ -79,12 +79,11 @@ def save_checkpoint(path: Path, weights: Weights, metadata: CheckpointMetadata) 
     _write_atomically(path.with_suffix(".json"), (document + "\n").encode())
 
 
-def load_checkpoint(path: Path, *, expect: ModelConfig | None = None) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint and checks it whole: file, metadata, then every name, shape and dtype.
 
     Args:
         path: The ``.safetensors`` file. Names that older code gave are translated.
-        expect: The model it must be of: backbone, normalisation and padding.
 
     Raises:
         CheckpointError: With every fault found.
@@ -92,9 +91,9 @@ def load_checkpoint(path: Path, *, expect: ModelConfig | None = None) -> Checkpo
     _refuse_other_formats(path)
     header, arrays = _read(path)
     metadata = _metadata(path, header)
-    faults = _unexpected(metadata, expect)
-    if faults:
-        raise CheckpointError(path, faults)
+    if metadata.findings != FINDINGS:
+        found = ", ".join(metadata.findings)
+        raise CheckpointError(path, [f"its findings are {found}; expected, in this order, {', '.join(FINDINGS)}"])
     try:
         with torch.device("meta"):
             model = build_architecture(metadata.model, input_size_px=metadata.images.input_size_px)
@@ -102,7 +101,12 @@ def load_checkpoint(path: Path, *, expect: ModelConfig | None = None) -> Checkpo
         raise CheckpointError(path, [str(error)]) from error
     weights, faults = _renamed(arrays)
     _add_missing_counters(model, weights)
-    faults += faults_of(model, weights)
+    misfits = faults_of(model, weights)
+    if misfits:
+        described = f"{metadata.model.backbone} with {metadata.model.normalisation} normalisation"
+        faults.append(f"its metadata name {described}, and its weights are of another backbone or normalisation")
+    faults += misfits
+    faults += [f"{name!r} holds NaN or infinity" for name, array in weights.items() if _has_non_finite(array)]
     if faults:
         raise CheckpointError(path, faults)
     return Checkpoint(path, {name: weights[name] for name in model.state_dict()}, metadata)
@@ -172,17 +176,8 @@ def _metadata(path: Path, header: str | None) -> CheckpointMetadata:
         raise CheckpointError(path, [f"{key} in {place}: {why} (found {it!r})" for key, why, it in faults]) from error
 
 
-def _unexpected(metadata: CheckpointMetadata, expect: ModelConfig | None) -> list[str]:
-    faults = []
-    if metadata.findings != FINDINGS:
-        found = ", ".join(metadata.findings)
-        faults.append(f"its findings are {found}; expected, in this order, {', '.join(FINDINGS)}")
-    if expect is not None:
-        for key in ("backbone", "normalisation", "padding"):
-            stored, wanted = getattr(metadata.model, key), getattr(expect, key)
-            if stored != wanted:
-                faults.append(f"is a model with {key} {stored!r}, asked for {wanted!r}: change one of the two")
-    return faults
+def _has_non_finite(array: Array) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all())
 
 
 def _renamed(arrays: Weights) -> tuple[Weights, list[str]]:

@@ -5,7 +5,6 @@ Shapes: B images in a batch, S = input side in pixels.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +34,6 @@ class TrainingReport:
     seconds: float
 
 
-@dataclass(frozen=True)
-class StepProgress:
-    """Where a local training stands, for a progress display."""
-
-    step: int
-    num_steps: int
-    bce: float
-    mse: float
-
-
 def train_locally(
     model: JointAECNN,
     data: LoadedImages,
@@ -53,7 +42,6 @@ def train_locally(
     *,
     seed: int,
     device: torch.device,
-    on_step: Callable[[StepProgress], None] | None = None,
 ) -> TrainingReport:
     """Trains the model in place.
 
@@ -64,7 +52,6 @@ def train_locally(
         plan: Input, model and training settings.
         seed: Decides batches, augmentation and dropout.
         device: Where to compute.
-        on_step: Called after each step.
 
     Raises:
         ModelError: Too few images for the model's normalisation, or a loss that is not finite.
@@ -77,7 +64,6 @@ def train_locally(
         steps=training.local_steps,
     )
     batches = batching.batches(rows, np.random.default_rng(seed))
-    total_steps = batching.num_steps(rows.size)
     generator = torch.Generator().manual_seed(seed)
     model.to(device).to(memory_format=memory_format(training)).train()
     optimizer = build_optimizer(model, training)
@@ -87,7 +73,7 @@ def train_locally(
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)  # dropout draws from the global generator, restored afterwards
-        for steps_done, batch in enumerate(batches, start=1):
+        for batch in batches:
             images = augment(data.images.read(batch).to(device, non_blocking=True), plan.images, generator)
             images = images.contiguous(memory_format=memory_format(training))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
@@ -101,8 +87,7 @@ def train_locally(
             alive, lit = count_alive(output.latent.detach(), images)
             sums += torch.stack([bce * len(batch), mse * len(batch), alive, lit])
             images_seen += len(batch)
-            if on_step is not None:
-                on_step(StepProgress(steps_done, total_steps, float(bce), float(mse)))
+            steps_done += 1
     bce_sum, mse_sum, alive_pixels, lit_pixels = sums.tolist()
     if not np.isfinite(bce_sum + mse_sum):
         raise ModelError(

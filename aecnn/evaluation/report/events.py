@@ -25,6 +25,7 @@ class HospitalCounts:
     num_train_patients: int | None = None
     num_validation_images: int | None = None
     num_validation_patients: int | None = None
+    num_skipped_images: int | None = None
     positives: dict[str, int] = field(default_factory=dict)  # finding -> images
 
 
@@ -139,6 +140,7 @@ class ModelScores:
     findings: dict[str, FindingScores] = field(default_factory=dict)
     num_images: int | None = None
     num_patients: int | None = None
+    num_skipped_images: int | None = None
     split: str = "test"
     reconstruction: Reconstruction | None = None
 

@@ -76,7 +76,7 @@ class Run:
     predictions: Predictions | None
     examples: tuple[Example, ...]
     files: tuple[tuple[str, int], ...]  # name, bytes
-    notes: tuple[str, ...]  # what was damaged
+    notes: tuple[str, ...]  # what was damaged or left out
 
 
 def load_run(folder: Path) -> Run:
@@ -92,12 +92,15 @@ def load_run(folder: Path) -> Run:
         raise FaultyInputError(folder, [f"holds none of {', '.join(known)}: give a run folder"])
     notes: list[str] = []
     config_text = _read_text(folder / "config.yaml", notes)
+    history = _read_history(folder / "history.jsonl", notes)
+    metrics = _read_json(folder / "metrics.json", ModelScores, notes)
+    notes += _skipped(history, metrics)
     run = Run(
         folder=folder.resolve().name,
         config_text=config_text,
         config=_parse_config(config_text, notes),
-        history=_read_history(folder / "history.jsonl", notes),
-        metrics=_read_json(folder / "metrics.json", ModelScores, notes),
+        history=history,
+        metrics=metrics,
         alone=_read_json(folder / "alone.json", Alone, notes),
         predictions=_read_predictions(folder, notes),
         examples=_read_examples(folder, notes),
@@ -191,6 +194,13 @@ def _events(text: str, notes: list[str]) -> list[Start | Validation | Round | En
             else:
                 notes.append(f"history.jsonl, line {number}, is not a JSON object; it is left out.")
     return events
+
+
+def _skipped(history: History, metrics: ModelScores | None) -> list[str]:
+    """Where unreadable images were left out, and how many."""
+    counts = {name: hospital.num_skipped_images or 0 for name, hospital in history.start.hospitals.items()}
+    counts["the test split"] = (metrics.num_skipped_images or 0) if metrics else 0
+    return [f"{place} left out {count} unreadable image(s)." for place, count in counts.items() if count]
 
 
 def _read_predictions(folder: Path, notes: list[str]) -> Predictions | None:
