@@ -42,6 +42,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
     preset: Annotated[str, typer.Option(help="Prevalence: demo (every finding in ≥ 5 % of images) or nih.")] = "demo",
     hospitals: Annotated[int, typer.Option(help="Hospitals the patients belong to, each with its scanner style.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw; the bytes do not depend on it.")] = 1,
     json_: JsonOption = False,
 ) -> None:
     """Draw synthetic chest radiographs in the official ChestX-ray14 layout.
@@ -64,7 +65,10 @@ def phantom(
     )
     with _progress("drawing phantoms") as (progress, task):
         report = write_phantom(
-            out, config, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+            out,
+            config,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            num_workers=workers,
         )
     if json_:
         _print_json({"root": str(out), **vars(report)})

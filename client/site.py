@@ -16,7 +16,7 @@ from pydantic import Field
 
 from aecnn.config import HOSPITAL_NAME, Folder, OnUnreadable, SimulationConfig, StrictModel, load_config, locate_config
 from aecnn.data.manifest import Manifest, read_manifest
-from aecnn.data.phantom import ensure_phantom
+from aecnn.data.phantom import write_phantom
 from aecnn.data.source import LoadedImages, load_images
 from aecnn.data.split import in_validation
 from aecnn.errors import FederationError, ManifestError
@@ -105,7 +105,7 @@ def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
     """The patients whose hash falls to one of `count` simulated hospitals of about equal size."""
     config = load_config(locate_config(config_file), SimulationConfig)
     if config.data.phantom is not None:
-        ensure_phantom(config.data.root, config.data.phantom)
+        write_phantom(config.data.root, config.data.phantom)
     manifest = _without_test(read_manifest(config.data.root))
     site = SiteConfig(
         name=f"hospital-{partition + 1:02d}",

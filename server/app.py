@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
-from aecnn.data.phantom import ensure_phantom
+from aecnn.data.phantom import write_phantom
 from aecnn.errors import AecnnError
 from aecnn.evaluation.report import write_report
 from aecnn.model.joint import build_model
@@ -28,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
     """Runs one federation as the run's configuration says (`config`, `run-folder`, `hospitals`)."""
     config = load_config(locate_config(str(context.run_config["config"])), SimulationConfig)
     if config.data.phantom is not None:
-        ensure_phantom(config.data.root, config.data.phantom)
+        write_phantom(config.data.root, config.data.phantom)
     given = str(context.run_config.get("run-folder", ""))
     folder = RunFolder.prepared(Path(given)) if Path(given, "config.yaml").exists() else _new_folder(given, config)
     log.info("The run's folder is %s", folder.path)

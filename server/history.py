@@ -37,11 +37,13 @@ def start_event(run: str, hospitals: Mapping[str, HospitalCounts]) -> Event:
 def validation_event(round_number: int, answers: Sequence[Answer]) -> Event:
     """How the global model after a round scores on all hospitals' validation images, pooled by adding."""
     judged = [answer for answer in answers if answer.validation is not None and answer.histogram is not None]
-    areas = pooled([answer.histogram for answer in judged if answer.histogram is not None]).auroc()
+    histogram = pooled([answer.histogram for answer in judged if answer.histogram is not None])
+    areas, bounds = histogram.auroc(), histogram.auroc_error_bound()
     return {
         "event": "validation",
         "round": round_number,
         "macro_auroc": null_if_nan(macro_mean(areas)),
+        "macro_auroc_error_bound": null_if_nan(macro_mean(bounds)),  # what binning can have moved it by
         "findings": {name: null_if_nan(area) for name, area in zip(FINDINGS, areas, strict=True)},
         **_mean_losses([answer.validation for answer in judged if answer.validation is not None]),
         "hospitals": {answer.origin.hospital: _validation_of_one(answer) for answer in judged},

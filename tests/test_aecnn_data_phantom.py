@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from aecnn.config import PhantomConfig
 from aecnn.data.manifest import read_manifest
-from aecnn.data.phantom import draw_patient, draw_population, ensure_phantom, render_patient, write_phantom
+from aecnn.data.phantom import draw_patient, draw_population, render_patient, write_phantom
 from aecnn.data.phantom.anatomy import LEFT, RIGHT
 from aecnn.data.phantom.lesions import Lesion
 from aecnn.data.phantom.oracle import expected_auroc, oracle_auroc
@@ -39,7 +39,9 @@ UNILATERAL = (
 
 @pytest.fixture(scope="module")
 def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_phantom(tmp_path_factory.mktemp("phantom") / "small", SMALL)
+    root = tmp_path_factory.mktemp("phantom") / "small"
+    write_phantom(root, SMALL)
+    return root
 
 
 def _bytes_of(root: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aecnn.config import Plan, TrainingConfig
 from aecnn.data.augmentation import augment
@@ -76,16 +77,8 @@ def train_locally(
         for batch in batches:
             images = augment(data.images.read(batch).to(device, non_blocking=True), plan.images, generator)
             images = images.contiguous(memory_format=memory_format(training))
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-                output = model(images)
             wanted = targets[torch.from_numpy(batch)].to(device, non_blocking=True)
-            loss = joint_loss(output, images, wanted, bce_weight=training.bce_weight)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss.total)
-            optimizer.step()
-            bce, mse = loss.bce.detach(), loss.mse.detach()
-            alive, lit = count_alive(output.latent.detach(), images)
-            sums += torch.stack([bce * len(batch), mse * len(batch), alive, lit])
+            sums += _train_step(model, optimizer, images, wanted, training)
             images_seen += len(batch)
             steps_done += 1
     bce_sum, mse_sum, alive_pixels, lit_pixels = sums.tolist()
@@ -103,6 +96,24 @@ def train_locally(
         lit_pixels=int(lit_pixels),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _train_step(
+    model: JointAECNN, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, training: TrainingConfig
+) -> Tensor:
+    """One step on images [B, 1, S, S] with targets [B, 14].
+
+    Returns:
+        [4] sums over the batch, on its device: BCE, MSE, alive and lit latent pixels.
+    """
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
+        output = model(images)
+    loss = joint_loss(output, images, targets, bce_weight=training.bce_weight)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss.total)
+    optimizer.step()
+    alive, lit = count_alive(output.latent.detach(), images)
+    return torch.stack([loss.bce.detach() * len(images), loss.mse.detach() * len(images), alive, lit])
 
 
 def build_optimizer(model: JointAECNN, training: TrainingConfig) -> torch.optim.Optimizer:

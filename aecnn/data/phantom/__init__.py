@@ -2,6 +2,6 @@
 
 from aecnn.data.phantom.population import draw_patient, draw_population
 from aecnn.data.phantom.render import render_patient
-from aecnn.data.phantom.write import PhantomReport, ensure_phantom, write_phantom
+from aecnn.data.phantom.write import PhantomReport, write_phantom
 
-__all__ = ["PhantomReport", "draw_patient", "draw_population", "ensure_phantom", "render_patient", "write_phantom"]
+__all__ = ["PhantomReport", "draw_patient", "draw_population", "render_patient", "write_phantom"]

@@ -94,16 +94,6 @@ def write_phantom(
     return report
 
 
-def ensure_phantom(root: Path, config: PhantomConfig) -> Path:
-    """Gives ``root`` with the dataset of ``config`` in it, writing it where it is not there yet.
-
-    Raises:
-        ManifestError: ``root`` exists and holds something else.
-    """
-    write_phantom(root, config)
-    return root
-
-
 def _existing_report(root: Path, config: PhantomConfig) -> PhantomReport | None:
     """The report of the same dataset at ``root``, None where there is nothing yet."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
