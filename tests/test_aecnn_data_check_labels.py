@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aecnn.data.check import check_labels
+from aecnn.data.check.labels import check_labels
 
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 
