@@ -22,18 +22,25 @@ _SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 RowFaults = list[tuple[int, str]]  # (row in the file, what is wrong and what to do)
 
 
-def image_faults(names: pd.Series, rows: npt.NDArray[np.int64]) -> RowFaults:
-    """Lists the rows whose image is not named, is no plain file name, or is named in an earlier row.
+def image_faults(names: pd.Series, rows: npt.NDArray[np.int64], *, below: bool = False) -> RowFaults:
+    """Lists the rows whose image is not named, is no file name, or is named in an earlier row.
 
     Args:
         names: [N] file names.
         rows: [N] their rows in the file.
+        below: Whether names may have folders in them, such as ``p10/s1/x.png``; never a way out such as ``../x.png``.
     """
     empty = (names == "").to_numpy(dtype=bool)
-    not_plain = names.str.contains(r"[/\\]", regex=True).to_numpy(dtype=bool) | names.isin([".", ".."]).to_numpy()
-    faults = [(int(row), "no image is given: fill in Image Index") for row in rows[empty]]
+    parts = r"(?:^|/)\.{0,2}(?:/|$)|\\|\x00" if below else r"[/\\\x00]|^\.{1,2}$"
+    not_plain = names.str.contains(parts, regex=True).to_numpy(dtype=bool) & ~empty
+    kind = (
+        "a file below the folder of images: give its path from there, with /"
+        if below
+        else "a plain file name: remove the folder"
+    )
+    faults = [(int(row), "no image is given: fill in its file name") for row in rows[empty]]
     faults += [
-        (int(row), f"image {shown(name)} is not a plain file name: remove the folder")
+        (int(row), f"image {shown(name)} is not {kind}")
         for row, name in zip(rows[not_plain], names[not_plain], strict=True)
     ]
     again = names.duplicated().to_numpy(dtype=bool) & ~empty

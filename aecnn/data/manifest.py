@@ -1,24 +1,33 @@
-"""The official ChestX-ray14 layout as validated rows: which image, of whom, with which findings, in which split.
+"""A dataset's table as validated rows: which image, of whom, with which findings, in which split.
 
-A folder holds one table (``Data_Entry_2017*.csv`` or, without it, the Kaggle sample's ``sample_labels*.csv``, plain or
-gzip), the images in ``images/`` or ``images_001/images/`` …, and the two official lists ``train_val_list.txt`` and
-``test_list.txt``, or neither. Wang et al., CVPR 2017.
+In the official ChestX-ray14 layout a folder holds one table (``Data_Entry_2017*.csv`` or, without it, the Kaggle
+sample's ``sample_labels*.csv``, plain or gzip), the images in ``images/`` or ``images_001/images/`` …, and the two
+official lists ``train_val_list.txt`` and ``test_list.txt``, or neither (Wang et al., CVPR 2017). A hospital's own table
+(``labels.csv``, or as `TableConfig` maps it) has one column a finding, and its images may lie in folders below one.
+Patients who withdrew their consent are left out here, so that nothing that reads a manifest ever meets them.
 
 A row's number is its line in the file, the header being row 1, as a spreadsheet shows it.
 """
 
-import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aecnn.config import Split
+from aecnn.config import DatasetConfig, Split, TableConfig
 from aecnn.data.columns import ages_years, canonical_patients, image_faults, sexes, targets_of, views
-from aecnn.data.layout import find_table, path_column, split_column
+from aecnn.data.consent import unknown_patients, withdrawn_patients
+from aecnn.data.generic import column_spellings, require_columns, splits_of, targets_of_columns
+from aecnn.data.layout import (
+    find_table,
+    is_official,
+    path_column,
+    shared_patients_faults,
+    split_column,
+)
 from aecnn.data.tables import RawTable, read_table
 from aecnn.errors import ManifestError
 
@@ -45,12 +54,14 @@ class Manifest:
             missing where the folder has no lists).
         targets: [N, 14] 1 where the finding is there, 0 where it is not, NaN where that is not known.
         warnings: What was put right on the way, counted; one sentence a kind.
+        num_withdrawn_images: Rows left out because their patients withdrew their consent.
     """
 
     root: Path
     table: pd.DataFrame
     targets: npt.NDArray[np.float32]  # [N, 14]
     warnings: tuple[str, ...] = ()
+    num_withdrawn_images: int = 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -73,7 +84,7 @@ class Manifest:
             wanted = np.flatnonzero(wanted)
         wanted = wanted.astype(np.int64)
         table = self.table.take(wanted).reset_index(drop=True)
-        return Manifest(root=self.root, table=table, targets=self.targets[wanted], warnings=self.warnings)
+        return replace(self, table=table, targets=self.targets[wanted])
 
     def of_patients(self, patients: Collection[str]) -> "Manifest":
         """Gives the manifest of the images of some patients, in the order of this one."""
@@ -84,60 +95,82 @@ class Manifest:
         return self.select((self.table["split"] == split).to_numpy(dtype=bool))
 
 
-def read_manifest(root: Path, *, require_images: bool = True) -> Manifest:
-    """Reads and validates a folder in the official layout, or a table alone by its own path (then without splits).
+def read_manifest(dataset: DatasetConfig | Path, *, require_images: bool = True) -> Manifest:
+    """Reads and validates a dataset, without the patients who withdrew their consent.
 
     Args:
-        root: The folder, or a table in it; a table's images are looked for in its folder.
+        dataset: What to read. A path is a folder in one of the known layouts, or a table in it by its own path (then
+            without official splits).
         require_images: Whether every row must have its file; if not, no file is looked for.
 
     Raises:
         ManifestError: With every fault found, each with its row.
     """
-    manifest, faults = parse_manifest(root, require_images=require_images)
+    manifest, faults = parse_manifest(dataset, require_images=require_images)
     if manifest is None or faults:
-        raise ManifestError(root, faults)
+        raise ManifestError(dataset if isinstance(dataset, Path) else dataset.root, faults)
     return manifest
 
 
-def read_split(root: Path, split: Split, *, require_images: bool = True) -> Manifest:
+def read_split(dataset: DatasetConfig | Path, split: Split, *, require_images: bool = True) -> Manifest:
     """Reads the images of one official list, or all of them.
 
     Raises:
         ManifestError: The dataset is faulty, or has no such list.
     """
-    manifest = read_manifest(root, require_images=require_images)
+    manifest = read_manifest(dataset, require_images=require_images)
     if split == "all":
         return manifest
     chosen = manifest.of_split(split)
     if len(chosen) == 0:
         raise ManifestError(
-            root, [f"has no image in the split {split!r}: add {split}_list.txt, or evaluate the split 'all'"]
+            manifest.root, [f"has no image in the split {split!r}: add {split}_list.txt, or evaluate the split 'all'"]
         )
     return chosen
 
 
-def parse_manifest(root: Path, *, require_images: bool) -> tuple[Manifest | None, list[str]]:
+def parse_manifest(dataset: DatasetConfig | Path, *, require_images: bool) -> tuple[Manifest | None, list[str]]:
     """Reads as much of a folder as can be read, and lists the faults instead of raising them.
 
     Returns:
         The rows as far as they could be understood (None without a readable table), and one sentence a fault.
     """
-    root = Path(os.path.abspath(root.expanduser()))
+    config = DatasetConfig(root=dataset) if isinstance(dataset, Path) else dataset
     try:
-        table_path = find_table(root)
-        raw = read_table(table_path, columns=_COLUMNS)
-        _require_columns(raw, table_path)
+        withdrawn = withdrawn_patients(config)
+        path, mapping = find_table(config.root, config.table)
+        raw, mapping = _read_raw(path, mapping)
     except ManifestError as error:
         return None, list(error.faults)
+    root = path.parent if config.root == path else config.root
     faults = list(raw.faults)
-    table, targets, warnings = _interpret(raw, file_name=table_path.name, faults=faults)
-    places = [f"{table_path.name} row {row}" for row in raw.rows]
-    if root != table_path:
-        table["split"] = split_column(root, table=table, table_name=table_path.name, places=places, faults=faults)
+    table, targets, warnings = _interpret(raw, mapping, file_name=path.name, faults=faults)
+    places = [f"{path.name} row {row}" for row in raw.rows]
+    if mapping is not None and mapping.split_column is not None:
+        faults += shared_patients_faults(table, names=("train_val", "test"))
+    elif config.root != path:
+        table["split"] = split_column(root, table=table, table_name=path.name, places=places, faults=faults)
+    warnings += unknown_patients(withdrawn, table["patient"])
+    stays = (~table["patient"].isin(list(withdrawn))).to_numpy(dtype=bool)
+    table = table[stays].reset_index(drop=True)
     if require_images:
-        table["path"] = path_column(table_path.parent, images=table["image"], places=places, faults=faults)
-    return Manifest(root=table_path.parent, table=table, targets=targets, warnings=warnings), faults
+        places = [place for place, stay in zip(places, stays, strict=True) if stay]
+        table["path"] = path_column(root, mapping, images=table["image"], places=places, faults=faults)
+    manifest = Manifest(root, table, targets[stays], tuple(warnings), num_withdrawn_images=int((~stays).sum()))
+    return manifest, faults
+
+
+def _read_raw(path: Path, mapping: TableConfig | None) -> tuple[RawTable, TableConfig | None]:
+    """Reads a table in the official layout, or by its mapping; what is neither is read as one with default columns."""
+    if mapping is None:
+        raw = read_table(path, columns=_COLUMNS)
+        if "findings" in raw.cells or is_official(path):
+            _require_columns(raw, path)
+            return raw, None
+        mapping = TableConfig(file=path.name)
+    raw = read_table(path, columns=column_spellings(mapping))
+    require_columns(raw, mapping, path=path)
+    return raw, mapping
 
 
 def _require_columns(raw: RawTable, path: Path) -> None:
@@ -147,17 +180,24 @@ def _require_columns(raw: RawTable, path: Path) -> None:
 
 
 def _interpret(
-    raw: RawTable, *, file_name: str, faults: list[str]
-) -> tuple[pd.DataFrame, npt.NDArray[np.float32], tuple[str, ...]]:
+    raw: RawTable, mapping: TableConfig | None, *, file_name: str, faults: list[str]
+) -> tuple[pd.DataFrame, npt.NDArray[np.float32], list[str]]:
     """Turns cells into the manifest's columns; faults of rows are added to `faults`."""
     cells = raw.cells
     warnings: list[str] = []
     absent = pd.Series([""] * len(cells), dtype=str)
-    found = image_faults(cells["image"], raw.rows)
+    found = image_faults(cells["image"], raw.rows, below=mapping is not None)
     patients = canonical_patients(cells["patient"])
-    found += [(int(row), "no patient is given: fill in Patient ID") for row in raw.rows[(patients == "").to_numpy()]]
-    targets, finding_faults = targets_of(cells["findings"], raw.rows)
-    found += finding_faults
+    found += [
+        (int(row), "no patient is given: fill in the patient's id") for row in raw.rows[(patients == "").to_numpy()]
+    ]
+    splits, split_faults = splits_of(cells.get("split", absent), raw.rows)
+    targets, finding_faults = (
+        targets_of(cells["findings"], raw.rows)
+        if mapping is None
+        else targets_of_columns(raw, mapping, warnings=warnings)
+    )
+    found += split_faults + finding_faults
     table = pd.DataFrame(
         {
             "image": cells["image"],
@@ -166,8 +206,8 @@ def _interpret(
             "age_years": ages_years(cells.get("age", absent), warnings=warnings),
             "sex": sexes(cells.get("sex", absent), warnings=warnings),
             "view": views(cells.get("view", absent)),
-            "split": pd.Series([None] * len(cells), dtype=str),
+            "split": splits,
         }
     )
     faults += [f"{file_name} row {row}: {problem}" for row, problem in sorted(found)]
-    return table, targets, tuple(f"{file_name}: {warning}" for warning in warnings)
+    return table, targets, [f"{file_name}: {warning}" for warning in warnings]
