@@ -18,7 +18,7 @@ from aecnn.config import Backbone, ImagesConfig, ModelConfig, OnUnreadable, Phan
 from aecnn.errors import AecnnError, ConfigError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone takes seconds, and `check` needs none
-    from aecnn.data.check import LabelsReport
+    from aecnn.data.check.labels import LabelsReport
     from aecnn.evaluation.metrics import Metrics
     from aecnn.model.describe import Description
 
@@ -99,7 +99,7 @@ def check(
     """
     if not labels_only:
         raise ConfigError("aecnn check", ["images are not checked yet: add --labels-only to check the tables"])
-    from aecnn.data.check import check_labels
+    from aecnn.data.check.labels import check_labels
 
     report = check_labels(data)
     if json_:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from aecnn.errors import ConfigError
-from aecnn.findings import nearest_hint
+from aecnn.errors import ConfigError, UnknownFindingError
+from aecnn.findings import FINDINGS, finding_index, nearest_hint
 
 Backbone = Literal[
     "resnet18",
@@ -124,34 +124,117 @@ class PhantomConfig(StrictModel):
     num_hospitals: int = Field(default=3, ge=1)  # each with a scanner style of its own
 
 
-class DataConfig(StrictModel):
-    """One dataset on this machine in the official ChestX-ray14 layout."""
+class TableConfig(StrictModel):
+    """A table of a hospital's own, one row an image; columns are found by their heading, whatever its case."""
+
+    file: str = "labels.csv"  # relative to data.root
+    images_folder: str = "images"  # relative to data.root; the image column may name files in folders below it
+    image_column: str = "image"
+    patient_column: str = "patient"
+    age_column: str | None = None  # years, or 057Y, 013M, 001D
+    sex_column: str | None = None  # F or M
+    view_column: str | None = None  # PA or AP
+    split_column: str | None = None  # train_val or test
+    finding_columns: dict[str, str] = {}  # finding: column; empty: columns named as the findings. Cells: 1, 0 or empty
+    not_labelled: tuple[str, ...] = ()  # cells that mean not labelled, besides empty ones, such as -1
+
+    @field_validator("finding_columns")
+    @classmethod
+    def _known_findings(cls, columns: dict[str, str]) -> dict[str, str]:
+        try:
+            named = {FINDINGS[finding_index(spelling)]: column for spelling, column in columns.items()}
+        except UnknownFindingError as error:
+            raise ValueError(str(error)) from error
+        if len(named) < len(columns):
+            raise ValueError(f"a finding is given twice among {', '.join(columns)}")
+        return named
+
+
+class FilesConfig(StrictModel):
+    """What the image files may be, and how their values become grey."""
+
+    bits_stored: int = Field(default=16, ge=8, le=16)  # of 16-bit PNGs: 12 where values only go up to 4095
+    dicom_modalities: tuple[str, ...] = ("CR", "DX", "RG")
+    dicom_body_parts: tuple[str, ...] = ("CHEST", "PORT CHEST", "THORAX")
+    dicom_views: tuple[str, ...] = ("PA", "AP")
+
+
+class DatasetConfig(StrictModel):
+    """One folder of radiographs: where its table, files, withdrawn patients and decoded cache are."""
 
     root: Folder
+    table: TableConfig | None = None  # None: the official layout, or a labels.csv with the default columns
+    excluded_patients: str | None = None  # one id a line, relative to root; root/excluded_patients.txt always counts
+    files: FilesConfig = FilesConfig()
     on_unreadable: OnUnreadable = "refuse"
-    memory_limit_mb: int = Field(default=8192, ge=1)  # for all hospitals' decoded images; beyond it files are re-read
+    memory_limit_mb: int = Field(default=8192, ge=1)  # for decoded images without a cache; beyond it files are re-read
+    use_cache: bool = True  # what `aecnn cache` decoded, where it is still true to the files
+    cache_folder: Folder | None = None  # None: aecnn-cache in root
+
+
+class DataConfig(DatasetConfig):
+    """The dataset of a simulation: shared out among its hospitals, which also share its memory and cache."""
+
     phantom: PhantomConfig | None = None
+
+
+class ScannerConfig(StrictModel):
+    """How a simulated hospital's radiographs are shifted when they are read; each default changes nothing."""
+
+    resolution_factor: float = Field(default=1.0, ge=1.0, le=16.0)  # 2: each 2 × 2 pixels become their mean
+    gamma: float = Field(default=1.0, ge=0.25, le=4.0)  # grey**gamma, of greys from 0 to 1: above 1 darkens
+    contrast: float = Field(default=1.0, ge=0.1, le=4.0)  # slope of the grey curve about middle grey
+    brightness: float = Field(default=0.0, ge=-0.5, le=0.5)  # added to the greys from 0 to 1
+    noise_std: float = Field(default=0.0, ge=0.0, le=0.5)  # of each pixel's grey, from 0 to 1
+    noise_seed: int = Field(default=0, ge=0)  # with the image's name, it decides the noise
+    border_fraction: float = Field(default=0.0, ge=0.0, le=0.25)  # of the side, black, along each edge
+
+
+Share = Annotated[float, Field(gt=0.0)]
+PartitionKind = Literal["equal", "sizes", "labels", "view", "age", "sex", "scanner", "manifest"]
+_SETTINGS_OF_KINDS: dict[str, tuple[str, ...]] = {  # setting: the kinds it goes with
+    "num_hospitals": ("equal", "sizes", "labels", "view", "age", "sex", "scanner"),
+    "alpha": ("labels", "view", "age", "sex"),
+    "sizes": ("sizes",),
+    "sigma": ("sizes",),
+}
 
 
 class PartitionConfig(StrictModel):
     """How one dataset becomes hospitals; a patient is never in two of them."""
 
-    by: Literal["equal", "sizes", "manifest"] = "equal"
-    num_hospitals: int | None = Field(default=None, ge=1)  # for `equal`
-    sizes: tuple[float, ...] | None = None  # for `sizes`: relative shares of patients, one a hospital
+    by: PartitionKind = "equal"
+    num_hospitals: int | None = Field(default=None, ge=1, le=10_000)
+    sizes: tuple[Share, ...] | None = Field(default=None, min_length=1)  # for `sizes`: relative, of the patients
+    sigma: float | None = Field(default=None, ge=0.0, le=5.0)  # for `sizes` without shares: they are exp(sigma·normal)
+    alpha: float | None = Field(default=None, ge=0.01, le=1e6)  # for labels, view, age, sex: small means one-sided
     file: str = "patients.csv"  # for `manifest`: a table `Patient ID,Hospital`, relative to data.root
+    min_patients: int = Field(default=1, ge=1)  # at every hospital; shares that are random are redrawn until it holds
     max_patients: int | None = Field(default=None, ge=1)  # keep at most this many patients at each hospital
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        if self.by == "equal" and self.num_hospitals is None:
-            raise ValueError("by: equal needs num_hospitals")
-        if self.by == "sizes" and (not self.sizes or min(self.sizes) <= 0):
-            raise ValueError(f"by: sizes needs one positive share a hospital, found {self.sizes}")
-        if self.by != "equal" and self.num_hospitals is not None:
-            raise ValueError(f"num_hospitals goes with by: equal, and by is {self.by!r}: remove it")
-        if self.by != "sizes" and self.sizes is not None:
-            raise ValueError(f"sizes goes with by: sizes, and by is {self.by!r}: remove it")
+        given = {name for name in _SETTINGS_OF_KINDS if getattr(self, name) is not None}
+        problems = [
+            f"{name} goes with by: {', '.join(kinds)}, and by is {self.by!r}: remove it"
+            for name, kinds in _SETTINGS_OF_KINDS.items()
+            if name in given and self.by not in kinds
+        ]
+        if self.by == "sizes":
+            needed = {"sizes"} if "sizes" in given else {"num_hospitals", "sigma"}
+        else:
+            needed = {name for name, kinds in _SETTINGS_OF_KINDS.items() if self.by in kinds}
+        if not needed <= given:
+            or_sizes = " (or sizes, one share a hospital)" * (self.by == "sizes")
+            problems.append(f"by: {self.by} needs {' and '.join(sorted(needed - given, reverse=True))}{or_sizes}")
+        if {"sizes", "sigma"} <= given:
+            problems.append("sizes gives the shares of patients, and sigma would draw them: remove one of the two")
+        if self.sizes is not None and self.num_hospitals not in (None, len(self.sizes)):
+            problems.append(f"sizes has {len(self.sizes)} shares for {self.num_hospitals} hospitals: make them equal")
+        if self.max_patients is not None and self.max_patients < self.min_patients:
+            problems.append(f"max_patients {self.max_patients} is below min_patients {self.min_patients}: raise it")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

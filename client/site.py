@@ -6,19 +6,22 @@ A simulated hospital has one too, written by ``aecnn-simulate``. Where Flower si
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from pydantic import Field
 
-from aecnn.config import HOSPITAL_NAME, Folder, OnUnreadable, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.config import HOSPITAL_NAME, DatasetConfig, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.data.columns import canonical_patients
+from aecnn.data.consent import ConsentState, consent_state
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.data.phantom import write_phantom
 from aecnn.data.source import LoadedImages, load_images
 from aecnn.data.split import in_validation
+from aecnn.data.tables import read_list
 from aecnn.errors import FederationError, ManifestError
 from aecnn.training.batches import Rows
 
@@ -26,13 +29,10 @@ NodeSettings = Mapping[str, object]
 log = logging.getLogger(__name__)
 
 
-class SiteDataConfig(StrictModel):
+class SiteDataConfig(DatasetConfig):
     """Where a hospital's radiographs lie and which of their patients are its own."""
 
-    root: Folder
     patients_file: str | None = None  # one patient a line, beside the site file; None: all patients
-    on_unreadable: OnUnreadable = "refuse"
-    memory_limit_mb: int = Field(default=8192, ge=1)  # for decoded images; beyond it files are read again
 
 
 class SiteConfig(StrictModel):
@@ -84,49 +84,70 @@ def hospital_of(node_config: NodeSettings, run_config: NodeSettings) -> Hospital
     return read_hospital(sites[partition])
 
 
-@cache
 def read_hospital(site_file: Path) -> Hospital:
-    """Reads a site file and the manifest of its patients.
+    """Reads a site file and the manifest of its patients, once for as long as no list of withdrawn patients changes.
 
     Raises:
         ConfigError: The site file is faulty.
         ManifestError: The dataset is faulty, or holds none of the hospital's patients.
     """
     config = load_config(site_file, SiteConfig)
-    manifest = _without_test(read_manifest(config.data.root))
+    return _kept(site_file, config.data, lambda: _read_hospital(site_file, config))
+
+
+def _read_hospital(site_file: Path, config: SiteConfig) -> Hospital:
+    manifest = _without_test(read_manifest(config.data))
     if config.data.patients_file is not None:
-        own = (site_file.parent / config.data.patients_file).read_text(encoding="utf-8").split()
-        manifest = manifest.of_patients(own)
+        own = read_list(site_file.parent / config.data.patients_file).reset_index(drop=True)
+        manifest = manifest.of_patients(canonical_patients(own).tolist())
     return _hospital(config, manifest)
 
 
-@cache
 def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
     """The patients whose hash falls to one of `count` simulated hospitals of about equal size."""
     config = load_config(locate_config(config_file), SimulationConfig)
+    return _kept((config_file, partition, count), config.data, lambda: _read_share(config, partition, count))
+
+
+def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospital:
     if config.data.phantom is not None:
         write_phantom(config.data.root, config.data.phantom)
-    manifest = _without_test(read_manifest(config.data.root))
+    manifest = _without_test(read_manifest(config.data))
+    shared = config.data.model_dump(exclude={"phantom"})
     site = SiteConfig(
         name=f"hospital-{partition + 1:02d}",
         validation_key=f"simulated-{config.seed}",
-        data=SiteDataConfig(
-            root=config.data.root,
-            on_unreadable=config.data.on_unreadable,
-            memory_limit_mb=max(1, config.data.memory_limit_mb // count),
-        ),
+        data=SiteDataConfig(**shared | {"memory_limit_mb": max(1, config.data.memory_limit_mb // count)}),
     )
     own = [patient for patient in manifest.patients if _bucket(patient) % count == partition]
     return _hospital(site, manifest.of_patients(own))
 
 
-@cache
+_hospitals: dict[Hashable, tuple[ConsentState, Hospital]] = {}
+_training_data: WeakKeyDictionary[Hospital, dict[tuple[int, float], TrainingData]] = WeakKeyDictionary()
+
+
+def _kept(key: Hashable, dataset: DatasetConfig, read: Callable[[], Hospital]) -> Hospital:
+    """The hospital as read before. When a patient withdraws, it is read anew, and what was decoded of it forgotten."""
+    state = consent_state(dataset)
+    if key not in _hospitals or _hospitals[key][0] != state:
+        _hospitals[key] = (state, read())
+    return _hospitals[key][1]
+
+
 def read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
     """Decodes a hospital's images once for the life of the process and splits them by patient.
 
     Raises:
         ManifestError: Images are unreadable and the site file does not say to skip them, or a part is empty.
     """
+    kept, key = _training_data.setdefault(hospital, {}), (size_px, validation_fraction)
+    if key not in kept:
+        kept[key] = _read_training_data(hospital, size_px, validation_fraction)
+    return kept[key]
+
+
+def _read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
     config = hospital.config
     loaded = load_images(
         hospital.manifest,

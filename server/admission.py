@@ -26,7 +26,7 @@ def fault_of_judgement(answer: Answer, *, round_number: int, fingerprint: str, c
         return f"runs other code (fingerprint {origin.fingerprint[:12]}, here {fingerprint[:12]}): install one version"
     if answer.validation is None or answer.histogram is None:
         return "holds no validation sums or no histogram"
-    if answer.validation.num_images != counts.num_validation_images:
+    if answer.validation.num_images > counts.num_validation_images:  # fewer: patients may withdraw during a run
         return (
             f"claims {answer.validation.num_images} validation images, and declared "
             f"{counts.num_validation_images} when it joined"
@@ -48,7 +48,7 @@ def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: Weights) -
     if answer.report is None or answer.weights is None:
         return "holds no trained weights or no report"
     claimed = answer.report.num_images
-    if claimed != counts.num_train_images:
+    if claimed > counts.num_train_images:
         return f"claims {claimed} training images, and declared {counts.num_train_images} when it joined"
     return _fault_of_weights(answer.weights, model)
 

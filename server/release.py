@@ -42,7 +42,7 @@ def score_on_test(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation
     device = resolve_device("auto")
     model = load_checkpoint(folder.checkpoint_file).build()
     evaluation = evaluate_split(
-        model, plan.images, read_split(data.root, "test"), on_unreadable=data.on_unreadable, device=device
+        model, plan.images, read_split(data, "test"), on_unreadable=data.on_unreadable, device=device
     )
     for sentence in evaluation.loaded.skipped:
         log.warning("Skipped a test image: %s", sentence)

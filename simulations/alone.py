@@ -39,7 +39,7 @@ def train_each_alone(
     device = resolve_device("auto")
     torch.set_num_threads(config.training.num_threads)
     test = load_images(
-        read_split(config.data.root, "test"), size_px=config.images.size_px, on_unreadable=config.data.on_unreadable
+        read_split(config.data, "test"), size_px=config.images.size_px, on_unreadable=config.data.on_unreadable
     )
     figures: dict[str, Metrics] = {}
     steps: set[int] = set()

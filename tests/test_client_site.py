@@ -1,5 +1,9 @@
 """Site files: who a node is, and what it trains on."""
 
+import gc
+import shutil
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,8 +98,6 @@ def test_a_hospital_without_a_patient_to_train_on_is_refused(phantom_64px, tmp_p
 
 
 def test_an_unreadable_image_is_refused_or_skipped_and_counted_as_the_site_file_says(phantom_64px, tmp_path):
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(phantom_64px, root)
     broken = sorted(set((root / "train_val_list.txt").read_text().split()))[0]
@@ -109,3 +111,22 @@ def test_an_unreadable_image_is_refused_or_skipped_and_counted_as_the_site_file_
     assert broken in data.loaded.skipped[0]
     assert data.train_rows.size + data.validation_rows.size == len(skipping.manifest) - 1
     assert np.isin(broken, data.loaded.manifest.table["image"]) == np.False_
+
+
+def test_a_patient_who_withdraws_is_gone_with_the_next_message(phantom_64px, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantom_64px, root)
+    site = _site(tmp_path, root)
+    before = read_hospital(site)
+    data = read_training_data(before, 32, 0.3)
+    assert read_hospital(site) is before
+    assert read_training_data(before, 32, 0.3) is data
+    withdrawn = before.manifest.patients[0]
+    (root / "excluded_patients.txt").write_text(withdrawn)
+    after = read_hospital(site)
+    assert set(after.manifest.patients) == set(before.manifest.patients) - {withdrawn}
+    assert withdrawn not in set(read_training_data(after, 32, 0.3).loaded.manifest.table["patient"])
+    forgotten = weakref.ref(data)
+    del before, data
+    gc.collect()
+    assert forgotten() is None

@@ -15,6 +15,8 @@ from aecnn.data.columns import canonical_patients
 from aecnn.data.tables import read_list, shown
 from aecnn.errors import ManifestError
 
+ConsentState = tuple[tuple[str, int, int], ...]  # path, size in bytes and time of change of each list
+
 LIST_NAME = "excluded_patients.txt"
 _NAMED = 5  # ids named in a warning
 
@@ -27,7 +29,7 @@ def consent_lists(dataset: DatasetConfig) -> tuple[Path, ...]:
     return tuple(dict.fromkeys([*([always] if always.exists() else []), *named]))
 
 
-def consent_state(dataset: DatasetConfig) -> tuple[tuple[str, int, int], ...]:
+def consent_state(dataset: DatasetConfig) -> ConsentState:
     """Gives what changes when a list does (path, size, time of change), so that what was read before can be dropped."""
     state = []
     for path in consent_lists(dataset):
