@@ -35,6 +35,7 @@ Engine = Literal["inprocess", "ray"]  # of a simulation
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
+_NOT_OF_DATASET = ("patients_file", "scanner", "phantom")  # keys of a data section that say how it is used, not read
 DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
 
 
@@ -51,6 +52,7 @@ class ImagesConfig(StrictModel):
     crop_size_px: int | None = Field(default=None, ge=16, le=4096)  # None: no crop. The paper: 896 of 1024
     rotation_deg: float = Field(default=0.0, ge=0.0, le=45.0)  # drawn in ± this range. The paper: 5
     horizontal_flip: bool = True
+    test_crops: Literal["centre", "ten"] = "centre"  # what a model is scored on. The paper: the mean of ten
 
     @property
     def input_size_px(self) -> int:
@@ -290,17 +292,28 @@ def load_config(path: Path, kind: type[Config], *, overrides: Sequence[str] = ()
     Raises:
         ConfigError: With every fault found, each with its key, value and remedy.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(path, [f"cannot be read ({error.strerror}): give the path of a YAML file"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(document, dict):
-        raise ConfigError(path, [f"holds {type(document).__name__}, expected keys and values"])
+    document = _read_document(path)
     for override in overrides:
         _apply_override(document, override)
     return validate_config(document, kind, subject=path)
+
+
+def load_dataset(place: Path) -> DatasetConfig:
+    """Gives the dataset that a person names: a folder, a table, or a YAML with a ``data`` section.
+
+    The section may be a site file's or a simulation's; what only these know (`_NOT_OF_DATASET`) is passed over, so
+    that the whole folder is meant.
+
+    Raises:
+        ConfigError: The YAML has no such section, or a faulty one.
+    """
+    if place.suffix.lower() not in (".yaml", ".yml"):
+        return DatasetConfig(root=place)
+    section = _read_document(place).get("data")
+    if not isinstance(section, dict):
+        raise ConfigError(place, ["has no section `data` that says where the dataset is (data.root)"])
+    own = {key: value for key, value in section.items() if key not in _NOT_OF_DATASET}
+    return validate_config(own, DatasetConfig, subject=f"{place}, section data")
 
 
 def locate_config(name: str) -> Path:
@@ -334,6 +347,18 @@ def validate_config(document: object, kind: type[Config], *, subject: object) ->
 def dump_config(config: BaseModel) -> str:
     """Gives the YAML text of a configuration, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(path, [f"cannot be read ({error.strerror}): give the path of a YAML file"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(document, dict):
+        raise ConfigError(path, [f"holds {type(document).__name__}, expected keys and values"])
+    return document
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

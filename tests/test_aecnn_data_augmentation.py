@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, TenCrop
 from torchvision.transforms.functional import hflip, rotate
 
 from aecnn.config import ImagesConfig
-from aecnn.data.augmentation import augment, crop_rotated, to_input
+from aecnn.data.augmentation import CENTRE_CROP, augment, crop_rotated, ten_crops, to_input
 
 
 @pytest.fixture
@@ -20,6 +20,15 @@ def images():
 def test_without_augmentation_the_input_is_the_centre_crop_in_zero_to_one(images):
     config = ImagesConfig(size_px=64, crop_size_px=48)
     torch.testing.assert_close(to_input(images, config), images[:, :, 8:56, 8:56].float() / 255)
+
+
+@pytest.mark.parametrize("crop", [64, 48, 44])
+def test_ten_crops_are_torchvisions(images, crop):
+    config = ImagesConfig(size_px=64, crop_size_px=crop, test_crops="ten")
+    expected = torch.stack(TenCrop(crop)(images.float() / 255))
+    crops = ten_crops(images, config)
+    torch.testing.assert_close(crops, expected, rtol=0, atol=0)
+    torch.testing.assert_close(crops[CENTRE_CROP], to_input(images, config), rtol=0, atol=0)
 
 
 def test_crop_and_mirror_are_exact_pixels_of_the_image_and_differ_between_images(images):

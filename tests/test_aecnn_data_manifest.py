@@ -338,7 +338,8 @@ def test_a_damaged_table_is_read_or_refused_by_name_and_nothing_else(tmp_path: P
     root = write_folder(tmp_path, rows=rows, train_val="\n".join(names[:30]), test="\n".join(names[30:]))
     path = root / target
     path.write_bytes(mutated(path.read_bytes(), random.Random(seed)))
-    manifest, faults = parse_manifest(root, require_images=False)
+    parsed = parse_manifest(root, require_images=False)
+    manifest, faults = parsed.manifest, parsed.faults
     assert manifest is not None or faults
     if faults:
         message = str(ManifestError(root, faults_of(root)))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from aecnn.config import ImagesConfig
 
+CENTRE_CROP = 4  # of the ten
+
 
 def to_input(images: Tensor, config: ImagesConfig) -> Tensor:
     """Gives the centre crop as float in [0, 1], without augmentation.
@@ -27,6 +29,25 @@ def to_input(images: Tensor, config: ImagesConfig) -> Tensor:
     margin = (images.shape[-1] - config.input_size_px) // 2
     crop = images[..., margin : margin + config.input_size_px, margin : margin + config.input_size_px]
     return crop.float().div_(255.0)
+
+
+def ten_crops(images: Tensor, config: ImagesConfig) -> Tensor:
+    """Gives the four corners and the centre of each image and of its mirror image, in torchvision's order (TenCrop).
+
+    Args:
+        images: uint8 [B, 1, S, S].
+        config: Sizes.
+
+    Returns:
+        float32 [10, B, 1, C, C] in [0, 1]: top left, top right, bottom left, bottom right and centre, then the same of
+        the mirrored images. Number `CENTRE_CROP` is what `to_input` gives.
+    """
+    end, crop = images.shape[-1] - config.input_size_px, config.input_size_px
+    corners = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
+    views = [
+        view[..., top : top + crop, left : left + crop] for view in (images, images.flip(-1)) for top, left in corners
+    ]
+    return torch.stack(views).float().div_(255.0)
 
 
 def augment(images: Tensor, config: ImagesConfig, generator: torch.Generator) -> Tensor:

@@ -106,10 +106,10 @@ def read_manifest(dataset: DatasetConfig | Path, *, require_images: bool = True)
     Raises:
         ManifestError: With every fault found, each with its row.
     """
-    manifest, faults = parse_manifest(dataset, require_images=require_images)
-    if manifest is None or faults:
-        raise ManifestError(dataset if isinstance(dataset, Path) else dataset.root, faults)
-    return manifest
+    parsed = parse_manifest(dataset, require_images=require_images)
+    if parsed.manifest is None or parsed.faults:
+        raise ManifestError(dataset if isinstance(dataset, Path) else dataset.root, parsed.faults)
+    return parsed.manifest
 
 
 def read_split(dataset: DatasetConfig | Path, split: Split, *, require_images: bool = True) -> Manifest:
@@ -129,35 +129,61 @@ def read_split(dataset: DatasetConfig | Path, split: Split, *, require_images: b
     return chosen
 
 
-def parse_manifest(dataset: DatasetConfig | Path, *, require_images: bool) -> tuple[Manifest | None, list[str]]:
-    """Reads as much of a folder as can be read, and lists the faults instead of raising them.
+@dataclass(frozen=True)
+class Parsed:
+    """As much of a dataset as could be read, and what is wrong with it; one sentence a fault.
 
-    Returns:
-        The rows as far as they could be understood (None without a readable table), and one sentence a fault.
+    Attributes:
+        manifest: The rows as far as they could be understood; None without a readable table.
+        table_faults: Of the table and its cells.
+        split_faults: Of the official lists or the split column.
+        file_faults: Images that are not there, or there twice.
+        consent_warnings: Of the lists of withdrawn patients.
+        mapping: Of a table of the hospital's own; None for the official layout.
     """
+
+    manifest: Manifest | None
+    table_faults: tuple[str, ...] = ()
+    split_faults: tuple[str, ...] = ()
+    file_faults: tuple[str, ...] = ()
+    consent_warnings: tuple[str, ...] = ()
+    mapping: TableConfig | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """All of them."""
+        return [*self.table_faults, *self.split_faults, *self.file_faults]
+
+
+def parse_manifest(dataset: DatasetConfig | Path, *, require_images: bool) -> Parsed:
+    """Reads as much of a dataset as can be read, and lists the faults instead of raising them."""
     config = DatasetConfig(root=dataset) if isinstance(dataset, Path) else dataset
     try:
         withdrawn = withdrawn_patients(config)
         path, mapping = find_table(config.root, config.table)
         raw, mapping = _read_raw(path, mapping)
     except ManifestError as error:
-        return None, list(error.faults)
+        return Parsed(None, error.faults)
     root = path.parent if config.root == path else config.root
-    faults = list(raw.faults)
-    table, targets, warnings = _interpret(raw, mapping, file_name=path.name, faults=faults)
+    table_faults, split_faults, file_faults = list(raw.faults), list[str](), list[str]()
+    table, targets, warnings = _interpret(raw, mapping, file_name=path.name, faults=table_faults)
     places = [f"{path.name} row {row}" for row in raw.rows]
     if mapping is not None and mapping.split_column is not None:
-        faults += shared_patients_faults(table, names=("train_val", "test"))
+        split_faults += shared_patients_faults(table, names=("train_val", "test"))
     elif config.root != path:
-        table["split"] = split_column(root, table=table, table_name=path.name, places=places, faults=faults)
-    warnings += unknown_patients(withdrawn, table["patient"])
+        table["split"] = split_column(root, table=table, table_name=path.name, places=places, faults=split_faults)
+    consent_warnings = unknown_patients(withdrawn, table["patient"])
     stays = (~table["patient"].isin(list(withdrawn))).to_numpy(dtype=bool)
     table = table[stays].reset_index(drop=True)
     if require_images:
         places = [place for place, stay in zip(places, stays, strict=True) if stay]
-        table["path"] = path_column(root, mapping, images=table["image"], places=places, faults=faults)
-    manifest = Manifest(root, table, targets[stays], tuple(warnings), num_withdrawn_images=int((~stays).sum()))
-    return manifest, faults
+        table["path"] = path_column(root, mapping, images=table["image"], places=places, faults=file_faults)
+    manifest = Manifest(
+        root, table, targets[stays], (*warnings, *consent_warnings), num_withdrawn_images=int((~stays).sum())
+    )
+    return Parsed(
+        manifest, tuple(table_faults), tuple(split_faults), tuple(file_faults), tuple(consent_warnings), mapping
+    )
 
 
 def _read_raw(path: Path, mapping: TableConfig | None) -> tuple[RawTable, TableConfig | None]:

@@ -1,4 +1,4 @@
-"""The report's style sheet; a module, because Flower's bundles carry no other kind of text file."""
+"""The style sheet of all our pages; a module, because Flower's bundles carry no other kind of text file."""
 
 PAGE_STYLE = """\
 :root {

@@ -1,0 +1,1 @@
+"""The commands of ``aecnn``, each a function; `aecnn.cli` gives them their names."""

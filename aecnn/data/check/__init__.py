@@ -1,0 +1,1 @@
+"""The data-quality report a hospital reads before it joins: tables, files, patients, radiographs, labels."""
