@@ -32,6 +32,7 @@ Padding = Literal["replicate", "zeros"]
 Split = Literal["test", "train_val", "all"]  # of the official lists
 OnUnreadable = Literal["refuse", "skip"]
 Engine = Literal["inprocess", "ray"]  # of a simulation
+TestCrops = Literal["centre", "ten"]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
@@ -52,7 +53,7 @@ class ImagesConfig(StrictModel):
     crop_size_px: int | None = Field(default=None, ge=16, le=4096)  # None: no crop. The paper: 896 of 1024
     rotation_deg: float = Field(default=0.0, ge=0.0, le=45.0)  # drawn in ± this range. The paper: 5
     horizontal_flip: bool = True
-    test_crops: Literal["centre", "ten"] = "centre"  # what a model is scored on. The paper: the mean of ten
+    test_crops: TestCrops = "centre"  # what a model is scored on. The paper: the mean of ten
 
     @property
     def input_size_px(self) -> int:
@@ -192,7 +193,7 @@ class ScannerConfig(StrictModel):
     border_fraction: float = Field(default=0.0, ge=0.0, le=0.25)  # of the side, black, along each edge
 
 
-Share = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(gt=0.0, le=1e9)]
 PartitionKind = Literal["equal", "sizes", "labels", "view", "age", "sex", "scanner", "manifest"]
 _SETTINGS_OF_KINDS: dict[str, tuple[str, ...]] = {  # setting: the kinds it goes with
     "num_hospitals": ("equal", "sizes", "labels", "view", "age", "sex", "scanner"),

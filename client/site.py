@@ -14,11 +14,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from pydantic import Field
 
-from aecnn.config import HOSPITAL_NAME, DatasetConfig, SimulationConfig, StrictModel, load_config, locate_config
+from aecnn.config import (
+    HOSPITAL_NAME,
+    DatasetConfig,
+    ScannerConfig,
+    SimulationConfig,
+    StrictModel,
+    load_config,
+    locate_config,
+)
 from aecnn.data.columns import canonical_patients
 from aecnn.data.consent import ConsentState, consent_state
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.data.phantom import write_phantom
+from aecnn.data.scanner import with_scanner
 from aecnn.data.source import LoadedImages, load_images
 from aecnn.data.split import in_validation
 from aecnn.data.tables import read_list
@@ -33,6 +42,7 @@ class SiteDataConfig(DatasetConfig):
     """Where a hospital's radiographs lie and which of their patients are its own."""
 
     patients_file: str | None = None  # one patient a line, beside the site file; None: all patients
+    scanner: ScannerConfig | None = None  # for simulations: the images are shifted to look like another scanner's
 
 
 class SiteConfig(StrictModel):
@@ -149,14 +159,13 @@ def read_training_data(hospital: Hospital, size_px: int, validation_fraction: fl
 
 def _read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
     config = hospital.config
-    loaded = load_images(
-        hospital.manifest,
-        size_px=size_px,
-        on_unreadable=config.data.on_unreadable,
-        memory_limit_mb=config.data.memory_limit_mb,
-    )
+    loaded = load_images(hospital.manifest, config.data, size_px=size_px)
+    for sentence in loaded.warnings:
+        log.warning("%s: %s", config.name, sentence)
     for sentence in loaded.skipped:
         log.warning("%s: skipped: %s", config.name, sentence)
+    if config.data.scanner is not None:
+        loaded = with_scanner(loaded, config.data.scanner)
     patients = loaded.manifest.table["patient"].tolist()
     validates = in_validation(patients, fraction=validation_fraction, key=config.validation_key)
     if validates.all():

@@ -38,9 +38,7 @@ def train_each_alone(
     """
     device = resolve_device("auto")
     torch.set_num_threads(config.training.num_threads)
-    test = load_images(
-        read_split(config.data, "test"), size_px=config.images.size_px, on_unreadable=config.data.on_unreadable
-    )
+    test = load_images(read_split(config.data, "test"), config.data, size_px=config.images.size_px)
     figures: dict[str, Metrics] = {}
     steps: set[int] = set()
     for site_file in sorted(folder.hospitals_folder.glob("*/site.yaml")):
@@ -49,7 +47,9 @@ def train_each_alone(
         model, num_steps = _train_alone(config, site_file, device)
         steps.add(num_steps)
         rows = np.arange(len(test.manifest))
-        outputs = run_model(model, test, rows, config.images, batch_size=32, device=device)
+        outputs = run_model(
+            model, test, rows, config.images, batch_size=32, device=device, crops=config.images.test_crops
+        )
         patients = test.manifest.table["patient"].tolist()
         figures[name] = score(outputs.logits, test.manifest.targets, patients)
         on_hospital(name, figures[name])

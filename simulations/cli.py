@@ -1,4 +1,4 @@
-"""``aecnn-simulate``: a federation of simulated hospitals on this machine."""
+"""``aecnn-simulate``: simulated hospitals on this machine, and a federation of them."""
 
 import json
 import logging
@@ -12,8 +12,17 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aecnn.cli import run_cli, say
-from aecnn.config import Engine, SimulationConfig, load_config, locate_config
+from aecnn.config import (
+    Engine,
+    PartitionConfig,
+    PartitionKind,
+    SimulationConfig,
+    Split,
+    load_config,
+    locate_config,
+    validate_config,
+)
+from aecnn.console import JsonOption, print_json, run_cli, say
 from aecnn.errors import FederationError
 from simulations.progress import LiveProgress, figure
 
@@ -25,16 +34,11 @@ EXIT_FAILED = 1
 
 app = typer.Typer(
     help="Simulate a federation of hospitals on this machine: partition one dataset by patient, train the joint "
-    "AE-CNN with FedAvg, and report AUROC.",
+    "AE-CNN with FedAvg, and report AUROC. `partition` looks at the hospitals without training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _callback() -> None:
-    """Keeps `run` a named command while it is the only one."""
 
 
 @app.command()
@@ -53,14 +57,12 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make. Default: runs/NAME-DATE-TIME.", show_default=False)
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the figures as one JSON object on standard output.")
-    ] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Run one federation from dataset to report.
 
-    The run folder holds the resolved configuration, a history by round, the released global model with its metadata,
-    metrics.json, and report.html. Exit codes: 0 done, 1 the run failed, 2 the input is faulty.
+    The run folder holds the resolved configuration, the partition, a history by round, the released global model with
+    its metadata, metrics.json, and report.html. Exit codes: 0 done, 1 the run failed, 2 the input is faulty.
     """
     console = Console(stderr=True)
     logging.basicConfig(handlers=[RichHandler(console=console, show_time=False, show_path=False)], force=True)
@@ -79,9 +81,97 @@ def run(
         write_report(folder.path)
     summary = _summary(prepared, seconds=time.monotonic() - begin)
     if json_:
-        typer.echo(json.dumps(summary, allow_nan=False))
+        print_json(summary)
     else:
         _show(summary, Console())
+
+
+@app.command()
+def partition(
+    data: Annotated[Path, typer.Argument(help="Folder in one of the known layouts, or its table.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    by: Annotated[PartitionKind, typer.Option(help="How hospitals differ; see above.")] = "equal",
+    hospitals: Annotated[
+        int | None, typer.Option(help="How many; every kind but manifest.", show_default=False)
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="labels, view, age, sex: 0.1 makes hospitals very different, 1 different, 100 alike.",
+            show_default=False,
+        ),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            help="sizes: log-normal; with 1 a third are outside 0.4 to 2.7 times the median.", show_default=False
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="sizes: relative shares instead of --sigma, such as 5,3,2.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="manifest: `Patient ID,Hospital`. Default: patients.csv in DATA.", show_default=False),
+    ] = None,
+    min_patients: Annotated[int, typer.Option(help="At every hospital; random shares are redrawn until so.")] = 1,
+    max_patients: Annotated[
+        int | None,
+        typer.Option(help="Keep at most so many at each; the others are in no hospital.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and patients give the same partition.")] = 0,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            help="Which official list. Default: train_val, or all where DATA has no lists.", show_default=False
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Share a dataset's patients out among hospitals; no image is read.
+
+    \b
+    equal     same size, same mix
+    sizes     given (--sizes) or log-normal (--hospitals --sigma), same mix
+    labels    each finding's patients by Dirichlet(alpha): mix and size differ;
+              a patient counts by the rarest of his or her findings
+    view      same size, other shares of PA and AP patients, Dirichlet(alpha)
+    age       the same for ages: 0-17, 18-39, 40-59, 60-79, 80+
+    sex       the same for women and men
+    scanner   the patients of equal; in a run, all hospitals but the first see
+              their images as another scanner would show them
+    manifest  as a file says, such as the patients.csv of another partition
+
+    \b
+    No patient is ever in two hospitals. The folder gets partition.json (counts
+    by hospital; a hash, the same wherever the same patients are at the same
+    hospitals), patients.csv (for --by manifest) and partition.svg. A run takes
+    the same settings below `partition:` of its YAML, and leaves the same files.
+    Exit codes: 0 done, 2 the input is faulty.
+
+    Example: aecnn-simulate partition DATA --by labels --alpha 0.5 --hospitals 9 --out silos
+    """  # noqa: D301  click's \b keeps lines as they are
+    from simulations.partition_command import make_partition, show_partition
+
+    config = validate_config(
+        {
+            "by": by,
+            "num_hospitals": hospitals,
+            "alpha": alpha,
+            "sigma": sigma,
+            "sizes": sizes and sizes.split(","),
+            "min_patients": min_patients,
+            "max_patients": max_patients,
+            **({} if file is None else {"file": str(file.absolute())}),
+        },
+        PartitionConfig,
+        subject="aecnn-simulate partition",
+    )
+    record = make_partition(data, config, out, seed=seed, split=split)
+    if json_:
+        print_json({**record.to_json(), "folder": str(out)})
+    else:
+        show_partition(record, out, Console())
 
 
 def _prepare(settings: SimulationConfig, path: Path, console: Console) -> "Prepared":

@@ -4,26 +4,29 @@ from pathlib import Path
 
 import yaml
 
-from aecnn.config import SimulationConfig
-from simulations.partition import Partition
+from aecnn.config import DatasetConfig, SimulationConfig
+from simulations.patients_file import Partition
+from simulations.scanners import draw_scanners
 
 PATIENTS_FILE = "patients.txt"
 
 
 def write_hospitals(config: SimulationConfig, partition: Partition, folder: Path) -> None:
-    """Writes ``<hospital>/site.yaml`` and the list of its patients for each hospital of a partition."""
+    """Writes ``<hospital>/site.yaml`` and the list of its patients for each hospital of a partition.
+
+    A hospital has all of the dataset's settings, an equal part of its memory, and its own scanner by `by: scanner`.
+    """
+    dataset = config.data.model_dump(mode="json", include=set(DatasetConfig.model_fields))
+    dataset["memory_limit_mb"] = max(1, config.data.memory_limit_mb // len(partition))
+    scanners = draw_scanners(list(partition), seed=config.seed) if config.partition.by == "scanner" else {}
     for name, patients in partition.items():
         place = folder / name
         place.mkdir(parents=True)
         (place / PATIENTS_FILE).write_text("\n".join(patients) + "\n", encoding="utf-8")
+        scanner = {"scanner": scanners[name].model_dump(mode="json")} if name in scanners else {}
         site = {
             "name": name,
             "validation_key": f"simulated-{config.seed}",
-            "data": {
-                "root": str(config.data.root),
-                "patients_file": PATIENTS_FILE,
-                "on_unreadable": config.data.on_unreadable,
-                "memory_limit_mb": max(1, config.data.memory_limit_mb // len(partition)),
-            },
+            "data": {**dataset, "patients_file": PATIENTS_FILE, **scanner},
         }
-        (place / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False), encoding="utf-8")
+        (place / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -18,6 +18,7 @@ from server.run_folder import RunFolder
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid, Settings
 from simulations.hospitals import write_hospitals
 from simulations.partition import partition_patients
+from simulations.partition_record import record_partition
 from simulations.ray_engine import run_with_ray
 
 
@@ -46,20 +47,23 @@ def prepare_run(
     RunFolder.refuse_used(path)
     if config.data.phantom is not None:
         write_phantom(config.data.root, config.data.phantom, on_progress=on_phantom)
-    manifest = read_manifest(config.data.root)
+    manifest = read_manifest(config.data)
     if len(manifest.of_split("test")) == 0:
         raise ManifestError(
             config.data.root, ["has no test split, on which the released model is scored: add the two official lists"]
         )
     if config.data.on_unreadable == "refuse":
-        refuse_unreadable(manifest)
-    partition = partition_patients(manifest.of_split("train_val"), config.partition, seed=config.seed)
+        refuse_unreadable(manifest, config.data, size_px=config.images.size_px)
+    train_val = manifest.of_split("train_val")
+    partition = partition_patients(train_val, config.partition, seed=config.seed)
     if len(partition) < config.federation.min_hospitals:
         raise FederationError(
             f"the partition has {len(partition)} hospitals, and federation.min_hospitals is "
             f"{config.federation.min_hospitals}: lower it, or make more hospitals"
         )
+    record = record_partition(train_val, partition, config.partition, seed=config.seed, split="train_val")
     folder = RunFolder.create(path)
+    record.write(folder)
     write_hospitals(config, partition, folder.hospitals_folder)
     folder.write_text(folder.config_file.name, dump_config(config))
     return Prepared(config, folder, num_hospitals=len(partition))

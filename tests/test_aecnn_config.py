@@ -49,7 +49,18 @@ def test_overrides_replace_values_and_unknown_ones_are_refused():
         ("model.normalisation=frozen", "weights is 'none'"),
         ("training.local_epochs=2", "exactly one of local_epochs and local_steps"),
         ("partition={by: equal}", "needs num_hospitals"),
-        ("partition={by: sizes, sizes: [1, -1]}", "one positive share a hospital"),
+        ("partition={by: sizes, sizes: [1, -1]}", "partition.sizes.1: input should be greater than 0"),
+        ("partition={by: sizes, sizes: []}", "partition.sizes"),
+        ("partition={by: sizes, num_hospitals: 3}", "by: sizes needs sigma (or sizes, one share a hospital)"),
+        ("partition={by: sizes, sizes: [1, 2], num_hospitals: 3}", "2 shares for 3 hospitals: make them equal"),
+        ("partition={by: sizes, sizes: [1, 2], sigma: 1}", "remove one of the two"),
+        ("partition={by: labels}", "by: labels needs num_hospitals and alpha"),
+        ("partition={by: view, num_hospitals: 3}", "by: view needs alpha"),
+        ("partition={by: equal, num_hospitals: 3, alpha: 1}", "alpha goes with by: labels, view, age, sex"),
+        ("partition={by: age, num_hospitals: 3, alpha: 0}", "partition.alpha"),
+        ("partition={by: scanner, num_hospitals: 3, sigma: 1}", "sigma goes with by: sizes, and by is 'scanner'"),
+        ("partition={by: manifest, num_hospitals: 3}", "num_hospitals goes with by: equal, sizes"),
+        ("partition={by: equal, num_hospitals: 3, min_patients: 9, max_patients: 8}", "max_patients 8 is below"),
         ("partition.sizes=[1, 2]", "goes with by: sizes"),
         ("training.learning_rate=.nan", "learning_rate"),
         ("name=../escape", "name"),
@@ -72,3 +83,12 @@ def test_files_that_are_no_configuration_are_refused(tmp_path):
             load_config(tmp_path / "x.yaml", SimulationConfig)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path, SimulationConfig)
+
+
+def test_what_a_partition_lacks_and_what_it_does_not_take_are_told_together():
+    with pytest.raises(ConfigError) as refused:
+        load_config(
+            PROJECT / "configs" / "demo.yaml", SimulationConfig, overrides=["partition={by: sex, sigma: 1, sizes: [1]}"]
+        )
+    for told in ("needs num_hospitals and alpha", "sigma goes with by: sizes", "sizes goes with by: sizes"):
+        assert told in str(refused.value)

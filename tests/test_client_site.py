@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from aecnn.config import ScannerConfig
+from aecnn.data.scanner import shifted
 from aecnn.errors import ConfigError, FederationError, ManifestError
 from client.site import hospital_of, read_hospital, read_training_data
 from conftest import PROJECT
@@ -130,3 +132,17 @@ def test_a_patient_who_withdraws_is_gone_with_the_next_message(phantom_64px, tmp
     del before, data
     gc.collect()
     assert forgotten() is None
+
+
+def test_a_hospital_with_a_scanner_of_its_own_sees_its_images_shifted_and_nothing_else_changes(phantom_64px, tmp_path):
+    plain = read_training_data(read_hospital(_site(tmp_path / "plain", phantom_64px)), 32, 0.3)
+    scanner = {"gamma": 1.2, "noise_std": 0.02, "noise_seed": 3, "border_fraction": 0.1}
+    site = _site(tmp_path / "shifted", phantom_64px, data={"root": str(phantom_64px), "scanner": scanner})
+    data = read_training_data(read_hospital(site), 32, 0.3)
+    assert np.array_equal(data.train_rows, plain.train_rows)
+    rows = data.train_rows[:4]
+    before, after = plain.loaded.images.read(rows)[:, 0].numpy(), data.loaded.images.read(rows)[:, 0].numpy()
+    names = data.loaded.manifest.table["image"]
+    for row, one, other in zip(rows, before, after, strict=True):
+        assert np.array_equal(shifted(one, ScannerConfig(**scanner), name=names[row]), other)
+    assert not after[:, :3].any()
