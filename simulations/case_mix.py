@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from aecnn.data.columns import age_bands
 from aecnn.data.manifest import Manifest
 from aecnn.findings import FINDINGS, NO_FINDING, NUM_FINDINGS
 
@@ -17,7 +18,6 @@ Trait = Literal["labels", "view", "age", "sex"]
 
 NOT_LABELLED = "Not labelled"  # none of a patient's images says anything about any finding
 UNKNOWN = "unknown"
-AGE_BANDS = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}  # band: first year
 
 
 def patients_by_trait(manifest: Manifest, trait: Trait) -> pd.Series:
@@ -49,10 +49,8 @@ def _rarest_findings(manifest: Manifest) -> pd.Series:
 
 
 def _ages(manifest: Manifest) -> pd.Series:
-    medians = manifest.table.groupby("patient", sort=True)["age_years"].median()
-    keys = np.searchsorted(list(AGE_BANDS.values()), medians.to_numpy(), side="right") - 1
-    keys[medians.isna().to_numpy()] = len(AGE_BANDS)
-    return _categories(keys, (*AGE_BANDS, UNKNOWN), medians.index)
+    bands = age_bands(manifest.table.groupby("patient", sort=True)["age_years"].median())
+    return bands.cat.add_categories(UNKNOWN).fillna(UNKNOWN).cat.remove_unused_categories()
 
 
 def _commonest(column: str) -> Callable[[Manifest], pd.Series]:

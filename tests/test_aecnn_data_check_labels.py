@@ -89,8 +89,8 @@ def test_counts_agree_with_counting_row_by_row(real_data: Path) -> None:
             assert found.positive.num_patients == len(set(part["patient"][has]))
             assert found.negative.num_patients == len(set(part["patient"][~has]))
     for band, count in counts.age.items():
-        low = int(band.rstrip("+").split("–")[0])
-        high = 200 if band.endswith("+") else int(band.split("–")[1]) + 1
+        low = int(band.rstrip("+").split("-")[0])
+        high = 200 if band.endswith("+") else int(band.split("-")[1]) + 1
         inside = manifest.table[manifest.table["age_years"].between(low, high, inclusive="left")]
         assert (count.num_images, count.num_patients) == (len(inside), inside["patient"].nunique())
     for column, found in (("sex", counts.sex), ("view", counts.view)):

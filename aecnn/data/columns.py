@@ -15,6 +15,7 @@ from aecnn.errors import UnknownFindingError
 from aecnn.findings import FINDINGS, NO_FINDING, NUM_FINDINGS, finding_index, nearest_hint
 
 MAX_AGE_YEARS = 120.0
+AGE_BANDS = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}  # band: first year
 
 _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1.0 / 12.0, "W": 7.0 / 365.25, "D": 1.0 / 365.25}
 _SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
@@ -89,6 +90,11 @@ def ages_years(cells: pd.Series, *, warnings: list[str]) -> pd.Series:
     years = _each_spelling(cells, _years)
     _warn_of_unknown(cells, years, what=f"ages that are not between 0 and {MAX_AGE_YEARS:.0f} years", warnings=warnings)
     return years
+
+
+def age_bands(years: pd.Series) -> pd.Series:
+    """Gives the band of `AGE_BANDS` of each age, in order; missing where the age is."""
+    return pd.Series(pd.cut(years, [*AGE_BANDS.values(), np.inf], right=False, labels=list(AGE_BANDS)))
 
 
 def sexes(cells: pd.Series, *, warnings: list[str]) -> pd.Series:

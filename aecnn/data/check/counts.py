@@ -6,13 +6,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from aecnn.data.check.outcome import Outcome
+from aecnn.data.columns import age_bands
 from aecnn.data.layout import LISTS
 from aecnn.data.manifest import Manifest
 from aecnn.findings import FINDINGS, NO_FINDING
 
 DISCLOSURE_FLOOR_PATIENTS = 10  # counts of fewer patients say something about single ones
 EVALUABLE_PATIENTS = 10  # with fewer patients in one class, an AUROC says next to nothing
-AGE_BANDS = ((0, 18), (18, 40), (40, 60), (60, 80), (80, 121))  # years, the upper end not included
 UNKNOWN = "unknown"
 
 
@@ -42,7 +42,7 @@ class LabelCounts(BaseModel):
         splits: The official splits; empty where the dataset has none.
         findings: Split (``all``, then the official ones) → finding → counts.
         sex: ``F``, ``M``, ``unknown``.
-        age: ``0–17`` …, ``unknown``.
+        age: ``0-17`` …, ``unknown``.
         view: ``PA``, ``AP``, …, ``unknown``.
         images_per_patient: ``1``, ``2``, ``3–5``, … → patients and their images.
     """
@@ -62,15 +62,11 @@ def count_labels(manifest: Manifest) -> LabelCounts:
     table = manifest.table
     present = set(table["split"].dropna())
     parts = {"all": manifest} | {name: manifest.of_split(name) for name in LISTS if name in present}
-    ages = pd.cut(
-        table["age_years"], [low for low, _ in AGE_BANDS] + [AGE_BANDS[-1][1]], right=False,
-        labels=[f"{low}–{high - 1}" if high < AGE_BANDS[-1][1] else f"{low}+" for low, high in AGE_BANDS],
-    )  # fmt: skip
     return LabelCounts(
         splits={name: _count(part.table["patient"]) for name, part in parts.items() if name != "all"},
         findings={name: _count_findings(part) for name, part in parts.items()},
         sex=_count_groups(table["sex"], table["patient"]),
-        age=_count_groups(ages, table["patient"]),
+        age=_count_groups(age_bands(table["age_years"]), table["patient"]),
         view=_count_groups(table["view"], table["patient"]),
         images_per_patient=_count_by_number(table["patient"]),
     )

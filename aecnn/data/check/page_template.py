@@ -13,7 +13,7 @@ CHECK_STYLE = """\
 .gallery img { display: block; width: 100%; aspect-ratio: 1; background: #000; }
 .gallery figcaption { font-weight: 400; font-size: 12px; line-height: 1.4; margin: 5px 0 0; overflow-wrap: anywhere; }
 .gallery figcaption b { display: block; font-weight: 650; }
-h3 { font-size: 14px; font-weight: 650; margin: 0 0 10px; } h3 + p { margin: -6px 0 10px; }
+h3 { font-size: 14px; font-weight: 650; margin: 0 0 10px; } h3 + p { margin: -8px 0 10px; font-size: 13px; } a.jump { color: var(--accent); }
 .groups { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 30px 44px; }
 .groups table td:nth-child(2) { width: 45%; } .share { height: 9px; background: var(--accent); border-radius: 0 2px 2px 0; min-width: 1px; }
 td .of { color: var(--muted); font-size: 12px; display: inline-block; min-width: 44px; } td.rare { color: var(--warn); }
@@ -57,7 +57,7 @@ CHECK_TEMPLATE = """\
     <td>{{ check.summary }}{% if check.details %}<details{{ " open" if check.status == "fail" and check.details|length <= 5 }}><summary>{{ check.details|length|count }} {{ "entry" if check.details|length == 1 else "entries" }}</summary><ul>
     {% for line in check.details[:most] %}<li>{{ line }}</li>{% endfor %}
     {% if check.details|length > most %}<li>… and {{ (check.details|length - most)|count }} more: see --json</li>{% endif %}</ul></details>{% endif %}
-    {% if check.suspects %}<a href="#{{ check.check }}">pictures below</a>{% endif %}</td></tr>
+    {%- if check.suspects %} · <a class="jump" href="#{{ check.check }}">pictures</a>{% endif %}</td></tr>
   {% endfor %}
   </tbody></table></div>
 </section>

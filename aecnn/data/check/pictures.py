@@ -189,7 +189,8 @@ def _check_identical(table: pd.DataFrame, hashes: list[str]) -> Outcome:
         f"{', '.join(table['image'].iloc[rows])}: the same file, of {_whose(table, rows)}"
         for rows in [*across, *(rows for rows in groups if rows not in across)]
     )
-    told = f"{len(groups):,} groups of identical files, {len(across):,} of them across patients"
+    count = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+    told = f"{count} of identical files, {len(across):,} across patients"
     return Outcome(
         check="identical-files",
         title="Identical files",
@@ -212,7 +213,8 @@ def _check_near(table: pd.DataFrame, examined: _Examined) -> Outcome:
         for first, second, distance in sorted(pairs, key=lambda pair: pair[2])
     )
     across = sum(table["patient"].iloc[[first, second]].nunique() > 1 for first, second, _ in pairs)
-    told = f"{len(pairs):,} pairs look the same, {across:,} of them across patients: look whether one is a copy"
+    count = "1 pair looks" if len(pairs) == 1 else f"{len(pairs):,} pairs look"
+    told = f"{count} the same, {across:,} across patients: look whether one is a copy"
     return Outcome(
         check="near-duplicates",
         title="Near-duplicates",
