@@ -11,7 +11,17 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from aecnn.data.images import MAX_FILE_BYTES, MAX_SIDE_PX, decode_radiograph, verify_radiograph
+from aecnn.config import FilesConfig
+from aecnn.data.images import (
+    MAX_FILE_BYTES,
+    MAX_PNG_PARTS,
+    MAX_SIDE_PX,
+    decode_content,
+    decode_radiograph,
+    open_content,
+    square_and_scale,
+    verify_radiograph,
+)
 from aecnn.errors import ImageError
 
 Grey = npt.NDArray[np.uint8]
@@ -36,9 +46,9 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_bytes(*, width: int, height: int, bit_depth: int, rows: bytes) -> bytes:
-    """A grey PNG written by hand, so that its header can lie."""
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, 0, 0, 0, 0)
+def png_bytes(*, width: int, height: int, bit_depth: int, rows: bytes, colours: int = 0) -> bytes:
+    """A PNG written by hand, so that its header can lie; grey, or of the colour type given."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colours, 0, 0, 0)
     parts = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
@@ -69,6 +79,69 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     assert np.array_equal(decode_radiograph(tmp_path / "a.png", size_px=32), values // 256)
 
 
+def sixteen_bits(values: npt.NDArray[np.uint16]) -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png_bytes(width=values.shape[1], height=values.shape[0], bit_depth=16, rows=rows)
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_declared_bits_say_which_eight_are_kept(bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, size=(24, 32)).astype(np.uint16)
+    values[3, 5] = (1 << bits) - 1
+    found = open_content(sixteen_bits(values), Path("a.png"), files=FilesConfig(bits_stored=bits))
+    assert np.array_equal(found.grey, values // 2 ** (bits - 8))
+    assert (found.format, found.bits, found.bits_used) == ("PNG", 16, bits)
+
+
+def test_a_value_above_the_declared_bits_is_refused() -> None:
+    values = np.array([[0, 5000]], dtype=np.uint16)
+    reason = r"a\.png: has a value of 5000, and files\.bits_stored 12 allows up to 4095: set files\.bits_stored to 13"
+    with pytest.raises(ImageError, match=reason):
+        decode_content(sixteen_bits(values), Path("a.png"), size_px=8, files=FilesConfig(bits_stored=12))
+
+
+def test_sixteen_bit_colours_are_read_whole_or_refused(tmp_path: Path) -> None:
+    colours = np.repeat(np.arange(64).reshape(8, 8, 1) * 1000, 3, axis=2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    content = png_bytes(width=8, height=8, bit_depth=16, rows=rows, colours=2)
+    found = open_content(content, tmp_path / "a.png")
+    assert np.array_equal(found.grey, colours[..., 0] >> 8)
+    assert (found.mode, found.bits, found.bits_used) == ("RGB", 16, 16)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.png: has 16-bit colours, and files\.bits_stored 12 is for grey"):
+        verify_radiograph(tmp_path / "a.png", files=FilesConfig(bits_stored=12))
+
+
+def test_the_bits_that_are_used_are_told(tmp_path: Path, grey: Grey) -> None:
+    for kind in ("png", "jpg"):
+        path = save(Image.fromarray(np.full_like(grey, 100)), tmp_path / f"a.{kind}")
+        found = open_content(path.read_bytes(), path)
+        assert (found.format, found.mode, found.bits, found.bits_used) == (
+            {"png": "PNG", "jpg": "JPEG"}[kind],
+            "L",
+            8,
+            7,
+        )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_colours_become_luminance(tmp_path: Path, interlaced: bool) -> None:
+    colours = np.random.default_rng(8).integers(0, 256, size=(32, 32, 3))
+    expected = colours @ [0.299, 0.587, 0.114]
+    for mode in ("RGB", "RGBA", "P"):
+        picture = Image.fromarray(colours.astype(np.uint8)).convert(mode)
+        if mode == "P":
+            expected = np.asarray(picture.convert("RGB")) @ np.array([0.299, 0.587, 0.114])
+        picture.save(tmp_path / "a.png", interlace=interlaced)
+        assert np.abs(decode_radiograph(tmp_path / "a.png", size_px=32) - expected).max() <= 0.51
+
+
+def test_what_is_read_can_be_written_to(tmp_path: Path, grey: Grey) -> None:
+    path = save(Image.fromarray(grey), tmp_path / "a.png")
+    for size_px in (64, 32, 48, 96):
+        assert decode_radiograph(path, size_px=size_px).flags.writeable
+
+
 def test_a_jpeg_is_read(tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=98)
@@ -80,7 +153,15 @@ def test_shrinking_takes_the_mean_over_the_area(tmp_path: Path, grey: Grey, fact
     side = 64 // factor
     means = grey.reshape(side, factor, side, factor).mean(axis=(1, 3))
     found = decode_radiograph(save(Image.fromarray(grey), tmp_path / "a.png"), size_px=side)
-    assert np.abs(found - means).max() <= 1.0  # each of two passes rounds
+    assert np.abs(found - means).max() <= 0.5
+
+
+def test_shrinking_by_a_broken_factor_takes_the_mean_of_the_pixels_whose_centres_are_inside(grey: Grey) -> None:
+    weights = np.zeros((48, 64))
+    for new in range(48):
+        inside = [old for old in range(64) if new * 64 / 48 <= old + 0.5 < (new + 1) * 64 / 48]
+        weights[new, inside] = 1 / len(inside)
+    assert np.abs(square_and_scale(grey, size_px=48) - weights @ grey @ weights.T).max() <= 1.0  # rounded twice
 
 
 def test_enlarging_keeps_flat_areas_and_the_range(tmp_path: Path) -> None:
@@ -109,7 +190,7 @@ def test_real_radiographs_are_what_pillow_reads(real_data: Path) -> None:
             first_channel = np.asarray(picture.getchannel(0))
         assert np.array_equal(decode_radiograph(path, size_px=1024), first_channel)
         means = first_channel.reshape(256, 4, 256, 4).mean(axis=(1, 3))
-        assert np.abs(decode_radiograph(path, size_px=256) - means).max() <= 1.0
+        assert np.abs(decode_radiograph(path, size_px=256) - means).max() <= 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(MAX_SIDE_PX + 1, 1), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
@@ -131,9 +212,11 @@ def test_the_largest_accepted_side_is_read(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"no picture at all", "neither PNG nor JPEG"),
-        (b"GIF89a" + b"\0" * 50, "neither PNG nor JPEG"),
+        (b"no picture at all", "neither PNG, JPEG nor DICOM"),
+        (b"GIF89a" + b"\0" * 50, "neither PNG, JPEG nor DICOM"),
         (b"\x89PNG\r\n\x1a\n", "damaged or cut short"),
+        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b""), "its first part is b'IDAT'"),
+        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", b"") * (MAX_PNG_PARTS + 1), "it has over 65536 parts"),
         (b"\xff\xd8\xff\xe0", "damaged or cut short"),
     ],
 )
@@ -178,23 +261,6 @@ def test_a_flipped_bit_never_changes_a_png_unseen(tmp_path: Path, grey: Grey, mo
     path.write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.png"):
         decode_radiograph(path, size_px=64)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_damaged_file_is_read_or_refused_by_name_and_nothing_else(tmp_path: Path, grey: Grey, seed: int) -> None:
-    draw = random.Random(seed)
-    path = save(Image.fromarray(grey), tmp_path / draw.choice(["a.png", "a.jpg"]))
-    content = bytearray(path.read_bytes())
-    for _ in range(draw.randrange(1, 20)):
-        content[draw.randrange(3, min(len(content), draw.choice([60, 10**6])))] = draw.randrange(256)
-    path.write_bytes(content)
-    message = f"{path}: "
-    try:
-        assert decode_radiograph(path, size_px=32).shape == (32, 32)
-    except ImageError as error:
-        message = str(error)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
 
 
 def test_importing_leaves_pillow_as_it_is() -> None:

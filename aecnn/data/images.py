@@ -1,19 +1,23 @@
 """Radiograph files as square 8-bit arrays: what is accepted, what is refused, and how they are scaled.
 
-Accepted are PNG and JPEG files of up to `MAX_SIDE_PX` a side:
+Accepted are files of up to `MAX_SIDE_PX` a side, told apart by their content, whatever their names:
 
-- grey (1, 2, 4 and 8 bit), grey with alpha, palette, RGB and RGBA. Alpha is ignored; colours become luminance, which
-  leaves equal channels, as some ChestX-ray14 files have them, exactly as they are;
-- 16-bit grey, of which the upper eight bits are kept (``value >> 8``). Files that use only the lower part of the
-  16 bits come out dark: rescale them to the full range when exporting.
+- PNG and JPEG: grey (1, 2, 4 and 8 bit), grey with alpha, palette, RGB and RGBA. Alpha is ignored; colours become
+  luminance, which leaves equal channels, as some ChestX-ray14 files have them, exactly as they are;
+- 16-bit PNG: the upper eight of the bits declared in `FilesConfig.bits_stored` are kept (``value >> (bits - 8)``);
+- DICOM: see `aecnn.data.dicom`.
 
-Pillow does the decoding. Its own guard against huge images is a global that warns, and warnings cannot be caught safely
-in threads. So the files are opened by their format's class, which leaves that guard to us.
+Pillow does the decoding; ``benchmarks/results/decoders.md`` says why. Its own guard against huge images is a global
+that warns, and warnings cannot be caught safely in threads. So the files are opened by their format's class, which
+leaves that guard to us. A PNG's checksums are compared beforehand, in a sixtieth of the time that decoding takes:
+checking a file then finds what decoding it would find, and damage that Pillow lets through. A JPEG has none: damage
+inside its pixels can pass unseen.
 """
 
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +26,54 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from aecnn.config import FilesConfig
+from aecnn.data.bounded import BoundedStream
+from aecnn.data.dicom import decode_dicom, verify_dicom
 from aecnn.errors import ImageError
 
+DECODER_VERSION: int = 1  # raised when any decoded pixel changes: a cache of another version is not valid
+DEFAULT_FILES = FilesConfig()
 MAX_SIDE_PX = 8192  # the largest detectors give about 5,000; a square of this side takes 64 MiB
 MAX_FILE_BYTES = 256 * 2**20
+MAX_PNG_PARTS = 65_536  # most programs write parts of 8 KiB and more
+MAX_JPEG_SCANS = 64  # a progressive JPEG has about ten, and each costs the time of a whole picture
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_JPEG_SCAN = b"\xff\xda"
+_DICOM_MAGIC = b"DICM"
+_DICOM_MAGIC_AT = 128
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # older Pillow opens 16-bit grey as "I"
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
-def decode_radiograph(path: Path, *, size_px: int) -> npt.NDArray[np.uint8]:
-    """Gives a radiograph as a square of the wanted size.
+@dataclass(frozen=True, eq=False)
+class Radiograph:
+    """One decoded file before squaring and scaling.
 
-    A picture that is not square gets black borders on its two shorter sides, so that proportions stay. Then it is
-    scaled: down by the mean over the area of each new pixel (a box filter, exact where the sides divide), up
-    bilinearly.
+    Attributes:
+        grey: [H, W] upright, and the brighter, the denser.
+        format: ``PNG``, ``JPEG`` or ``DICOM``.
+        mode: Pillow's mode, or the DICOM photometric interpretation.
+        bits: Of the file's values: 8, 16, or a DICOM's BitsStored.
+        bits_used: The bits that its values need, such as 12 for a 12-bit picture in a 16-bit PNG.
+    """
+
+    grey: npt.NDArray[np.uint8]  # [H, W]
+    format: str
+    mode: str
+    bits: int
+    bits_used: int
+
+
+def decode_radiograph(path: Path, *, size_px: int, files: FilesConfig = DEFAULT_FILES) -> npt.NDArray[np.uint8]:
+    """Gives a radiograph as a square of the wanted size, see `square_and_scale`.
 
     Args:
-        path: A PNG or JPEG file.
+        path: A PNG, JPEG or DICOM file.
         size_px: Side of the result.
+        files: What is accepted, and how values become grey.
 
     Returns:
         [size_px, size_px] grey values from 0 to 255.
@@ -53,23 +82,35 @@ def decode_radiograph(path: Path, *, size_px: int) -> npt.NDArray[np.uint8]:
         ImageError: The file is missing, damaged, cut short, too large, or not a grey picture. One sentence with its
             name.
     """
-    grey = _square(_grey(_load(path, content=_read(path))))
-    if grey.width != size_px:
-        scaling = Image.Resampling.BOX if grey.width > size_px else Image.Resampling.BILINEAR
-        grey = grey.resize((size_px, size_px), scaling)
-    return np.array(grey, dtype=np.uint8)  # [size_px, size_px]
+    return decode_content(read_file(path), path, size_px=size_px, files=files)
 
 
-def verify_radiograph(path: Path) -> None:
-    """Checks a file without decoding its pixels: format, size, mode and, in a PNG, the checksum of every part.
+def decode_content(
+    content: bytes, path: Path, *, size_px: int, files: FilesConfig = DEFAULT_FILES
+) -> npt.NDArray[np.uint8]:
+    """Does `decode_radiograph` for a file already read; `path` is for the messages."""
+    return square_and_scale(open_content(content, path, files=files).grey, size_px=size_px)
+
+
+def verify_radiograph(path: Path, *, files: FilesConfig = DEFAULT_FILES) -> None:
+    """Checks a file without decoding its pixels: format, size, mode, a PNG's checksums and a DICOM's header.
 
     Raises:
         ImageError: As `decode_radiograph`, except for damage that only decoding shows.
     """
-    _check_mode(_open(path, content=_read(path)), path)
+    content = read_file(path)
+    if _is_dicom(content):
+        verify_dicom(content, path, files=files, max_side_px=MAX_SIDE_PX)
+    else:
+        _open_picture(content, path, files=files)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Gives the bytes of an image file.
+
+    Raises:
+        ImageError: It cannot be read, is empty, or is larger than `MAX_FILE_BYTES`.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -82,60 +123,143 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _open(path: Path, *, content: bytes) -> Image.Image:
-    """The picture with its header read and its size checked, and not yet decoded."""
+def open_content(content: bytes, path: Path, *, files: FilesConfig = DEFAULT_FILES) -> Radiograph:
+    """Decodes a file already read, in its own size and proportions.
+
+    Args:
+        content: The whole file.
+        path: Where it is from, for the messages.
+        files: What is accepted, and how values become grey.
+
+    Raises:
+        ImageError: As `decode_radiograph`.
+    """
+    if _is_dicom(content):
+        picture = decode_dicom(content, path, files=files, max_side_px=MAX_SIDE_PX)
+        return Radiograph(picture.grey, "DICOM", picture.photometric, picture.bits, picture.bits_used)
+    image = _open_picture(content, path, files=files)
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    if image.mode in _MODES_16_BIT:
+        return _from_16_bits(image, path, files=files)
+    grey = np.array(image if image.mode == "L" else image.convert("L"))  # [H, W]
+    used = int(grey.max()).bit_length()
+    bits = _png_bits(content) if image.format == "PNG" else 8
+    if bits == 16:  # colours, of which Pillow keeps the upper eight bits
+        used += 8 if used else 0
+    return Radiograph(grey, str(image.format), image.mode, bits, used)
+
+
+def square_and_scale(grey: npt.NDArray[np.uint8], *, size_px: int) -> npt.NDArray[np.uint8]:
+    """Gives a picture as a square of the wanted size.
+
+    A picture that is not square gets black borders on its two shorter sides, so that proportions stay. Then it is
+    scaled: down by the mean of the pixels whose centres lie in each new pixel (its exact area where the sides divide),
+    up bilinearly.
+
+    Args:
+        grey: [H, W] values from 0 to 255.
+        size_px: Side of the result.
+
+    Returns:
+        [size_px, size_px].
+    """
+    height, width = grey.shape
+    side = max(height, width)
+    if height != width:
+        square = np.zeros((side, side), dtype=np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = grey
+        grey = square
+    if side == size_px:
+        return grey
+    image = Image.fromarray(grey)
+    if side % size_px == 0:
+        return np.array(image.reduce(side // size_px))  # the same mean, rounded once, in a quarter of the time
+    scaling = Image.Resampling.BOX if side > size_px else Image.Resampling.BILINEAR
+    return np.array(image.resize((size_px, size_px), scaling))  # [size_px, size_px]
+
+
+def _is_dicom(content: bytes) -> bool:
+    is_other = content.startswith((_PNG_MAGIC, _JPEG_MAGIC))
+    return not is_other and content.startswith(_DICOM_MAGIC, _DICOM_MAGIC_AT)
+
+
+def _open_picture(content: bytes, path: Path, *, files: FilesConfig) -> Image.Image:
+    """A PNG or JPEG with its header read, its size and mode checked, and not yet decoded."""
     try:
         if content.startswith(_PNG_MAGIC):
-            if content.rfind(_PNG_END) < 0:
-                raise EOFError("the end is missing")
-            PngImageFile(io.BytesIO(content)).verify()  # leaves the object unusable
+            _check_png(content)
             image: Image.Image = PngImageFile(io.BytesIO(content))
         elif content.startswith(_JPEG_MAGIC):
-            image = JpegImageFile(io.BytesIO(content))
+            image = JpegImageFile(BoundedStream(content))
         else:
-            raise ImageError(f"{path}: is neither PNG nor JPEG (starts with {content[:8]!r}): export it as PNG")
+            raise ImageError(
+                f"{path}: is neither PNG, JPEG nor DICOM with DICM at byte 128 (starts with {content[:8]!r}): "
+                "export it as one of these"
+            )
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     if max(image.size) > MAX_SIDE_PX or min(image.size) < 1:
         size = f"{image.width} × {image.height}"
         raise ImageError(f"{path}: has {size} pixels, accepted are up to {MAX_SIDE_PX} a side: scale it down")
-    return image
-
-
-def _load(path: Path, *, content: bytes) -> Image.Image:
-    image = _open(path, content=content)
-    _check_mode(image, path)
-    try:
-        image.load()
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-    return image
-
-
-def _check_mode(image: Image.Image, path: Path) -> None:
     if image.mode not in (*_MODES_8_BIT, *_MODES_16_BIT):
         raise ImageError(f"{path}: has colour mode {image.mode}, which no radiograph has: export it as grey PNG")
+    if image.mode == "P" and image.palette is None:
+        raise _damaged(path, ValueError("its palette is missing"))
+    if image.format == "JPEG" and (scans := content.count(_JPEG_SCAN)) > MAX_JPEG_SCANS:
+        raise ImageError(f"{path}: has {scans} scans, accepted are up to {MAX_JPEG_SCANS}: export it as PNG")
+    if image.format == "PNG" and image.mode in _MODES_8_BIT and _png_bits(content) == 16 and files.bits_stored < 16:
+        raise ImageError(
+            f"{path}: has 16-bit colours, and files.bits_stored {files.bits_stored} is for grey: export it as grey PNG"
+        )
+    return image
+
+
+def _check_png(content: bytes) -> None:
+    """Walks through a PNG's chunks and compares their checksums.
+
+    Raises:
+        ValueError: A checksum is wrong, the end is missing, or there are more than `MAX_PNG_PARTS`.
+    """
+    view = memoryview(content)
+    place, kind, parts = len(_PNG_MAGIC), b"", 0
+    while kind != b"IEND":
+        parts += 1
+        if parts > MAX_PNG_PARTS:
+            raise ValueError(f"it has over {MAX_PNG_PARTS} parts")
+        if place + 12 > len(content):
+            raise ValueError("its end is missing")
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if parts == 1 and kind != b"IHDR":
+            raise ValueError(f"its first part is {kind!r}, expected b'IHDR'")
+        if place + 12 + length > len(content):
+            raise ValueError(f"its part {kind!r} ends behind the file")
+        (expected,) = struct.unpack_from(">I", content, place + 8 + length)
+        if zlib.crc32(view[place + 4 : place + 8 + length]) != expected:
+            raise ValueError(f"the checksum of its part {kind!r} is wrong")
+        place += 12 + length
+
+
+def _png_bits(content: bytes) -> int:
+    """Bits of a channel: 16, or 8 for 8 and fewer."""
+    return 16 if content[len(_PNG_MAGIC) + 16] == 16 else 8
+
+
+def _from_16_bits(image: Image.Image, path: Path, *, files: FilesConfig) -> Radiograph:
+    values = np.asarray(image)  # [H, W]
+    highest = int(values.max())
+    if highest >> files.bits_stored:
+        raise ImageError(
+            f"{path}: has a value of {highest}, and files.bits_stored {files.bits_stored} allows up to "
+            f"{2**files.bits_stored - 1}: set files.bits_stored to {highest.bit_length()} or more"
+        )
+    grey = np.empty(values.shape, dtype=np.uint8)
+    np.right_shift(values, files.bits_stored - 8, out=grey, casting="unsafe")  # no copy in between
+    return Radiograph(grey, str(image.format), image.mode, 16, highest.bit_length())
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
     return ImageError(f"{path}: is damaged or cut short ({str(error) or type(error).__name__}): fetch the file again")
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """The picture in mode L."""
-    if image.mode in _MODES_16_BIT:
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("LA", "RGBA"):
-        # Transparent pixels keep their colour: alpha carries nothing in a radiograph.
-        return image.getchannel("L") if image.mode == "LA" else image.convert("RGB").convert("L")
-    return image.convert("RGB").convert("L") if image.mode in ("P", "PA") else image.convert("L")
-
-
-def _square(grey: Image.Image) -> Image.Image:
-    if grey.width == grey.height:
-        return grey
-    side = max(grey.size)
-    canvas = Image.new("L", (side, side), color=0)
-    canvas.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
-    return canvas

@@ -8,7 +8,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import pandas as pd
 
 from aecnn.errors import ManifestError
 
-MAX_TABLE_BYTES = 512 * 2**20  # unpacked; the full ChestX-ray14 table has 8 MB
+MAX_TABLE_BYTES = 128 * 2**20  # unpacked; the full ChestX-ray14 table has 8 MB
+MAX_LINES = 1_000_000  # a line that is at fault takes two hundred times its bytes in memory
+MAX_LINE_CHARACTERS = 2**20
 MAX_CELL_CHARACTERS = 120  # in an error message
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -31,11 +33,13 @@ class RawTable:
     Attributes:
         cells: One string column a name; only the rows with the expected number of fields.
         rows: [N] the number of each row in the file, the header being row 1.
+        headings: The whole header, one entry a field.
         faults: One sentence for each row left out.
     """
 
     cells: pd.DataFrame
     rows: npt.NDArray[np.int64]  # [N]
+    headings: tuple[str, ...]
     faults: tuple[str, ...]
 
 
@@ -43,7 +47,8 @@ def read_text(path: Path) -> str:
     """Gives the text of a UTF-8 file, unpacked where its first bytes say gzip, with Unix line endings.
 
     Raises:
-        ManifestError: The file cannot be read, is damaged, is binary, or is larger than `MAX_TABLE_BYTES`.
+        ManifestError: The file cannot be read, is damaged, is binary, or is larger than `MAX_TABLE_BYTES` or
+            `MAX_LINES`.
     """
     try:
         with path.open("rb") as file:
@@ -65,7 +70,12 @@ def read_text(path: Path) -> str:
         raise ManifestError(path, [f"{path.name}: {reason}"]) from error
     if "\0" in text:
         raise ManifestError(path, [f"{path.name}: holds zero bytes, so it is no text table: save it as UTF-8 text"])
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if (lines := text.count("\n")) > MAX_LINES:
+        raise ManifestError(
+            path, [f"{path.name}: has {lines} lines, accepted are up to {MAX_LINES}: split the dataset"]
+        )
+    return text
 
 
 def read_list(path: Path) -> pd.Series:
@@ -93,7 +103,7 @@ def read_table(path: Path, *, columns: Mapping[str, tuple[str, ...]]) -> RawTabl
     Raises:
         ManifestError: No text table, no row, or a header that does not fit the rows below it.
     """
-    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+    reader = csv.reader(_short_lines(read_text(path), path), strict=True)
     try:
         numbered = [(reader.line_num, fields) for fields in reader if fields and (fields[0] or any(fields))]
     except csv.Error as error:
@@ -109,7 +119,7 @@ def read_table(path: Path, *, columns: Mapping[str, tuple[str, ...]]) -> RawTabl
             raise ManifestError(path, [f"{path.name} row 1: column {twice} is given {len(places)} times: keep one"])
         if places:
             found[name] = places[0]
-    return _pick(numbered[1:], found=found, num_fields=len(names), file_name=path.name)
+    return _pick(numbered[1:], found=found, headings=tuple(names), file_name=path.name)
 
 
 def header_key(heading: str) -> str:
@@ -120,6 +130,15 @@ def header_key(heading: str) -> str:
 def shown(cell: str) -> str:
     """Gives a cell as it appears in an error message: quoted, and cut where it is very long."""
     return repr(cell if len(cell) <= MAX_CELL_CHARACTERS else cell[:MAX_CELL_CHARACTERS] + "…")
+
+
+def _short_lines(text: str, path: Path) -> Iterator[str]:
+    """The lines one by one, unless one is so long that its fields would fill the memory."""
+    for row, line in enumerate(io.StringIO(text), start=1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            reason = f"has {len(line)} characters, accepted are up to {MAX_LINE_CHARACTERS}"
+            raise ManifestError(path, [f"{path.name} row {row}: {reason}: it is no table of radiographs"])
+        yield line
 
 
 def _width(fields: list[str]) -> int:
@@ -134,17 +153,17 @@ def _header_names(header: list[str], *, width: int) -> list[str]:
 
 
 def _pick(
-    numbered: list[tuple[int, list[str]]], *, found: Mapping[str, int], num_fields: int, file_name: str
+    numbered: list[tuple[int, list[str]]], *, found: Mapping[str, int], headings: tuple[str, ...], file_name: str
 ) -> RawTable:
     """Takes the found columns out of the rows that have as many fields as the header."""
     fitting: list[tuple[int, list[str]]] = []
     faults: list[str] = []
     for row, fields in numbered:
         # A comma at the end of a row is let through: the 2017 release has one in its header.
-        if len(fields) == num_fields or (len(fields) == num_fields + 1 and not fields[-1].strip()):
+        if len(fields) == len(headings) or (len(fields) == len(headings) + 1 and not fields[-1].strip()):
             fitting.append((row, fields))
         else:
-            faults.append(f"{file_name} row {row}: has {len(fields)} fields, the header {num_fields}")
+            faults.append(f"{file_name} row {row}: has {len(fields)} fields, the header {len(headings)}")
     cells = {name: [fields[place].strip() for _, fields in fitting] for name, place in found.items()}
     rows = np.array([row for row, _ in fitting], dtype=np.int64)
-    return RawTable(cells=pd.DataFrame(cells, dtype=str), rows=rows, faults=tuple(faults))
+    return RawTable(cells=pd.DataFrame(cells, dtype=str), rows=rows, headings=headings, faults=tuple(faults))
