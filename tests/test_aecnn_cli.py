@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -80,8 +81,60 @@ def test_check_counts_the_full_real_table(real_data):
 def test_check_of_a_faulty_table_exits_with_one_and_lists_the_faults(tmp_path):
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\na.png,Mas,1\nb.png,Mass,\n")
     done = _run("aecnn", "check", tmp_path, "--labels-only", "--json", code=1)
-    assert "Mass" in " ".join(json.loads(done.stdout)["faults"])
-    assert _run("aecnn", "check", tmp_path, "--labels-only", code=1).stdout.count("fault") >= 2
+    document = json.loads(done.stdout)
+    assert document["status"] == "fail"
+    assert "Mass" in " ".join(document["faults"])
+    told = _run("aecnn", "check", tmp_path, "--labels-only", code=1).stdout
+    assert "fail  Table: 2 faults" in told
+    assert "row 3: no patient is given" in told
+
+
+@pytest.mark.slow
+def test_check_opens_every_image_by_several_processes_and_writes_a_page(phantom_64px, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantom_64px, root)
+    broken = sorted((root / "images").glob("*.png"))[5]
+    broken.write_bytes(broken.read_bytes()[:-30])
+    page = tmp_path / "check.html"
+    done = _run("aecnn", "check", root, "--report", page, "--workers", 2, "--json", code=1)
+    document = json.loads(done.stdout)
+    assert [check["check"] for check in document["checks"] if check["status"] == "fail"] == ["readable"]
+    assert broken.name in document["faults"][0]
+    assert broken.name in page.read_text()
+
+
+def test_check_reads_the_mapping_of_a_site_file(tmp_path):
+    (tmp_path / "export.csv").write_text("File,MRN,PTX\na.png,1,1\nb.png,2,0\n")
+    table = {"file": "export.csv", "image_column": "File", "patient_column": "MRN"}
+    data = {"root": str(tmp_path), "table": {**table, "finding_columns": {"Pneumothorax": "PTX"}}}
+    site = tmp_path / "site.yaml"
+    site.write_text(json.dumps({"name": "st-mary", "validation_key": "a-long-secret", "data": data}))
+    document = json.loads(_run("aecnn", "check", site, "--labels-only", "--json").stdout)
+    assert document["findings"]["Pneumothorax"] == 1
+    assert document["labels"]["findings"]["all"]["Mass"]["not_labelled"]["num_images"] == 2
+    site.write_text(json.dumps({"data": {**data, "tabel": {}}}))
+    assert "did you mean 'table'" in _run("aecnn", "check", site, "--labels-only", code=2).stderr
+    site.write_text(json.dumps({"name": "x"}))
+    assert "no section `data`" in _run("aecnn", "check", site, "--labels-only", code=2).stderr
+
+
+@pytest.mark.slow
+def test_cache_is_made_updated_and_verified(phantom_64px, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantom_64px, root)
+    command = ("aecnn", "cache", root, "--size-px", 64)
+    made = json.loads(_run(*command, "--workers", 2, "--json").stdout)
+    num_images = len(read_manifest(phantom_64px))
+    assert (made["num_images"], made["num_decoded"]) == (num_images, num_images)
+    assert "0 decoded" in _run(*command).stdout
+    assert "true to the files" in _run(*command, "--verify").stdout
+    shard = next((root / "aecnn-cache" / "64px").glob("*.npy"))
+    with shard.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    assert len(json.loads(_run(*command, "--verify", "--json", code=1).stdout)["faults"]) == 1
 
 
 def test_phantom_writes_a_dataset_that_check_finds_in_order(tmp_path):
@@ -129,12 +182,15 @@ def test_evaluate_scores_predictions_against_data_or_a_table_of_targets_alike(ph
         (["describe"], "densenet121"),
         (["describe", "--backbone", "densenet12"], "densenet12"),
         (["describe", "--backbone", "densenet121", "--input-size-px", "64"], "128"),
-        (["check", "/absent", "--labels-only", "--json"], None),
+        (["check", "/absent", "--labels-only", "--json"], "/absent"),
+        (["check", "absent.yaml", "--labels-only"], "absent.yaml"),
+        (["cache", "/absent"], "/absent"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence_without_a_traceback(arguments, told):
-    done = _run("aecnn", *arguments, code=1 if told is None else 2)
-    assert (told or "/absent") in done.stderr + done.stdout
+    done = _run("aecnn", *arguments, code=2)
+    assert told in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, phantom_64px):

@@ -132,11 +132,11 @@ def test_the_floor_counts_patients_and_not_rows(tmp_path: Path) -> None:
     of_many = [f"b{i}.png,Mass,0,{i + 2},50,M,PA" for i in range(12)]
     report = check_labels(write_table(tmp_path, *of_one, *of_many))
     small, rare = outcome(report, "disclosure"), outcome(report, "evaluable")
-    assert "Hernia, all: positive in 1 patients" in small.details
-    assert "sex F: 1 patients" in small.details
+    assert "Hernia, all: positive in 1 patient" in small.details
+    assert "sex F: 1 patient" in small.details
     assert not any("Mass, all: positive" in text for text in small.details)
-    assert "Hernia, all: 1 positive patients (30 images)" in rare.details
-    assert "Nodule, all: 0 positive patients (0 images)" in rare.details
+    assert "Hernia, all: positive in 1 patient (30 images)" in rare.details
+    assert "Nodule, all: positive in 0 patients (0 images)" in rare.details
     assert not any(text.startswith("Nodule") for text in small.details)  # nobody is no secret
     assert any(
         "Mass, all: positive" in text for text in outcome(check_labels(tmp_path, floor=13), "disclosure").details

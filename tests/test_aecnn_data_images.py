@@ -215,7 +215,7 @@ def test_the_largest_accepted_side_is_read(tmp_path: Path) -> None:
         (b"no picture at all", "neither PNG, JPEG nor DICOM"),
         (b"GIF89a" + b"\0" * 50, "neither PNG, JPEG nor DICOM"),
         (b"\x89PNG\r\n\x1a\n", "damaged or cut short"),
-        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b""), "its first part is b'IDAT'"),
+        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b""), "its first part is 'IDAT'"),
         (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", b"") * (MAX_PNG_PARTS + 1), "it has over 65536 parts"),
         (b"\xff\xd8\xff\xe0", "damaged or cut short"),
     ],

@@ -197,9 +197,8 @@ def _show_cache(made: "CacheReport", *, json_: bool) -> None:
         return
     for sentence in made.unreadable:
         say(Console(stderr=True), f"skipped: {escape(sentence)}")
-    say(
-        Console(),
-        f"{made.num_images:,} images, {made.num_bytes / 1e9:.2f} GB in {escape(str(made.folder))}: "
-        f"{made.num_decoded:,} decoded, {made.num_copied:,} moved, {made.num_kept:,} kept, {made.num_removed:,} removed "
-        f"in {made.seconds:.1f} s",
+    done = (
+        f"{made.num_decoded:,} decoded, {made.num_copied:,} moved, {made.num_kept:,} kept, {made.num_removed:,} removed"
     )
+    say(Console(), f"{done} in {made.seconds:.1f} s")
+    say(Console(), f"{made.num_images:,} images, {made.num_bytes / 1e9:.2f} GB in {escape(str(made.folder))}")

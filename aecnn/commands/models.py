@@ -7,7 +7,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aecnn.config import Backbone, ImagesConfig, ModelConfig, OnUnreadable, Split, load_dataset, validate_config
+from aecnn.config import (
+    Backbone,
+    DatasetConfig,
+    ImagesConfig,
+    ModelConfig,
+    OnUnreadable,
+    Split,
+    TestCrops,
+    load_dataset,
+    validate_config,
+)
 from aecnn.console import JsonOption, print_json, progress_bar, say, table_of
 from aecnn.errors import ConfigError
 
@@ -24,15 +34,22 @@ def evaluate(
         Path | None,
         typer.Option(help="Predictions to judge: CSV with `Image Index` and a column a finding.", show_default=False),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder in the ChestX-ray14 layout.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the dataset, or a YAML with a `data:` section.", show_default=False)
+    ] = None,
     targets: Annotated[
         Path | None,
         typer.Option(help="With --predictions: CSV `Image Index,Patient ID,<findings 0/1/empty>`.", show_default=False),
     ] = None,
     split: Annotated[Split, typer.Option(help="Which official list of --data.")] = "test",
     on_unreadable: Annotated[
-        OnUnreadable, typer.Option(help="Images that cannot be decoded: refuse the set, or skip them.")
-    ] = "refuse",
+        OnUnreadable | None,
+        typer.Option(help="Images that cannot be decoded: refuse (the default), or skip them.", show_default=False),
+    ] = None,
+    crops: Annotated[
+        TestCrops | None,
+        typer.Option(help="centre, or the mean of ten crops; default: as the checkpoint says.", show_default=False),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_: JsonOption = False,
@@ -47,7 +64,10 @@ def evaluate(
     if checkpoint is not None:
         if data is None or targets is not None:
             raise ConfigError("aecnn evaluate", ["--checkpoint goes with --data, not with --targets"])
-        metrics = _evaluate_checkpoint(checkpoint, data, split, on_unreadable, batch_size=batch_size, device=device)
+        dataset = load_dataset(data)
+        if on_unreadable is not None:
+            dataset = dataset.model_copy(update={"on_unreadable": on_unreadable})
+        metrics = _evaluate_checkpoint(checkpoint, dataset, split, crops, batch_size=batch_size, device=device)
         document = {"checkpoint": str(checkpoint), "split": split, **metrics.to_json()}
     elif predictions is not None:
         if (data is None) == (targets is None):
@@ -89,13 +109,7 @@ def describe(
 
 
 def _evaluate_checkpoint(
-    checkpoint: Path,
-    data: Path,
-    split: Split,
-    on_unreadable: OnUnreadable,
-    *,
-    batch_size: int,
-    device: str,
+    checkpoint: Path, dataset: DatasetConfig, split: Split, crops: TestCrops | None, *, batch_size: int, device: str
 ) -> "Metrics":
     from aecnn.data.manifest import read_split
     from aecnn.evaluation.evaluate import evaluate_split
@@ -103,11 +117,11 @@ def _evaluate_checkpoint(
     from aecnn.training.device import resolve_device
 
     loaded = load_checkpoint(checkpoint)
-    dataset = load_dataset(data).model_copy(update={"on_unreadable": on_unreadable})
+    images = loaded.metadata.images
     with progress_bar("evaluating") as (progress, task):
         evaluation = evaluate_split(
             loaded.build(),
-            loaded.metadata.images,
+            images if crops is None else images.model_copy(update={"test_crops": crops}),
             read_split(dataset, split),
             dataset=dataset,
             device=resolve_device(device),
@@ -133,7 +147,7 @@ def _score_table(predictions: Path, data: Path | None, targets: Path | None, spl
         return score_predictions(predictions, images, patients, wanted)
     if data is None:
         raise ConfigError("aecnn evaluate", ["--predictions goes with either --data or --targets"])
-    manifest = read_split(data, split, require_images=False)
+    manifest = read_split(load_dataset(data), split, require_images=False)
     table = manifest.table
     return score_predictions(predictions, table["image"].tolist(), table["patient"].tolist(), manifest.targets)
 

@@ -234,12 +234,12 @@ def _check_png(content: bytes) -> None:
             raise ValueError("its end is missing")
         length, kind = struct.unpack_from(">I4s", content, place)
         if parts == 1 and kind != b"IHDR":
-            raise ValueError(f"its first part is {kind!r}, expected b'IHDR'")
+            raise ValueError(f"its first part is {kind.decode('latin-1')!r}, expected 'IHDR'")
         if place + 12 + length > len(content):
-            raise ValueError(f"its part {kind!r} ends behind the file")
+            raise ValueError(f"its part {kind.decode('latin-1')!r} goes on past its end")
         (expected,) = struct.unpack_from(">I", content, place + 8 + length)
         if zlib.crc32(view[place + 4 : place + 8 + length]) != expected:
-            raise ValueError(f"the checksum of its part {kind!r} is wrong")
+            raise ValueError(f"the checksum of its part {kind.decode('latin-1')!r} is wrong")
         place += 12 + length
 
 

@@ -90,13 +90,13 @@ def check_counts(counts: LabelCounts, *, floor: int) -> list[Outcome]:
         for name, count in findings.items():
             for kind, part in (("positive", count.positive), ("negative", count.negative)):
                 if part.num_patients < EVALUABLE_PATIENTS:
-                    rare.append(f"{name}, {split}: {part.num_patients} {kind} patients ({part.num_images} images)")
+                    rare.append(f"{name}, {split}: {kind} in {_patients(part)} ({part.num_images} images)")
                 if 0 < part.num_patients < floor:
-                    small.append(f"{name}, {split}: {kind} in {part.num_patients} patients")
+                    small.append(f"{name}, {split}: {kind} in {_patients(part)}")
     for group in ("sex", "age", "view"):
         for value, part in getattr(counts, group).items():
             if 0 < part.num_patients < floor:
-                small.append(f"{group} {value}: {part.num_patients} patients")
+                small.append(f"{group} {value}: {_patients(part)}")
     return [
         Outcome(
             check="evaluable",
@@ -117,6 +117,10 @@ def check_counts(counts: LabelCounts, *, floor: int) -> list[Outcome]:
             details=tuple(small),
         ),
     ]
+
+
+def _patients(count: Count) -> str:
+    return "1 patient" if count.num_patients == 1 else f"{count.num_patients:,} patients"
 
 
 def _count(patients: pd.Series) -> Count:

@@ -9,7 +9,7 @@ by 1 % at each side is 34 bits away at the median, so most of these are not foun
 import numpy as np
 import numpy.typing as npt
 
-NEAR_BITS = 30
+NEAR_BITS = 28
 _BLOCK = 512  # rows compared with all others at once: a table of 512 × N floats
 
 Groups = list[list[int]]  # row numbers, each group sorted, groups by their first row

@@ -32,6 +32,8 @@ _UNIFORM_SHARE = 0.98
 _LEAST_BAND = 0.0155  # of the side: 4 of 256 pixels
 _LARGEST_BAND_AREA = 0.3
 
+_NET_BATCH_SIZE = 32  # 1.7 times as fast on one core as 128: the maps stay in the cache
+
 _INVERTED = (
     "the grey scale is inverted (bones dark, air bright): export it as MONOCHROME2, or replace each value by the "
     "largest minus it"
@@ -44,6 +46,8 @@ _NOT_FRONTAL = (
     "perhaps no frontal chest radiograph (no side looks like up): look at it, and leave lateral views and other body "
     "parts out"
 )
+_MAYBE_MIRRORED = "; look at the side marker then, since it may need mirroring too"
+_TWIN_SHARE = 0.05  # from which on the mirror image of the likeliest turn is mentioned
 _TURNED = {
     1: "turned by 90° anticlockwise: turn it by 90° clockwise",
     2: "turned by 180°: turn it by 180°",
@@ -83,17 +87,18 @@ def inspect(thumbnails: npt.NDArray[np.uint8], aspect_ratios: npt.NDArray[np.flo
     Raises:
         CheckpointError: The weights file of the learned checks is missing or damaged.
     """
-    suspicions, sighted = [], []
+    suspicions: list[Suspicion] = []
+    sighted: dict[int, npt.NDArray[np.uint8]] = {}
     for row, (thumbnail, ratio) in enumerate(zip(thumbnails, aspect_ratios, strict=True)):
         picture = _without_letterbox(thumbnail, float(ratio))  # [H, W]
         blank = _blank(row, picture)
         if blank is not None:
             suspicions.append(blank)
             continue
-        sighted.append(row)
         suspicions += _borders(row, picture)
+        sighted[row] = _filled(picture, side=thumbnail.shape[0])
     if sighted:
-        suspicions += _learned(sighted, thumbnails)
+        suspicions += _learned(list(sighted), np.stack(list(sighted.values())))
     return sorted(suspicions, key=lambda suspicion: suspicion.row)
 
 
@@ -108,6 +113,12 @@ def _without_letterbox(thumbnail: npt.NDArray[np.uint8], ratio: float) -> npt.ND
 def _middle(side: int, length: float) -> slice:
     start = min(math.ceil((side - length) / 2 - 1e-6), (side - 1) // 2)
     return slice(start, side - start)
+
+
+def _filled(picture: npt.NDArray[np.uint8], *, side: int) -> npt.NDArray[np.uint8]:
+    """Gives [S, S] with the outermost pixels repeated in place of the letterbox, whose black misleads the net."""
+    rows, columns = ((side - length) // 2 for length in picture.shape)
+    return np.pad(picture, ((rows, rows), (columns, columns)), mode="edge")
 
 
 def _blank(row: int, picture: npt.NDArray[np.uint8]) -> Suspicion | None:
@@ -153,17 +164,19 @@ def _borders(row: int, picture: npt.NDArray[np.uint8]) -> list[Suspicion]:
     return [Suspicion(row, "borders", min(like.values()), sentence)]
 
 
-def _learned(rows: list[int], thumbnails: npt.NDArray[np.uint8]) -> list[Suspicion]:
+def _learned(rows: list[int], pictures: npt.NDArray[np.uint8]) -> list[Suspicion]:
+    """The suspicions of the net about the pictures [B, S, S] of some rows [B]."""
     from aecnn.data.check.orientation import calibrated, load_orientation_net, raw_outputs, scale_down  # imports torch
 
     net, calibration = load_orientation_net()
-    reading = calibrated(*raw_outputs(net, scale_down(thumbnails[rows])), calibration)
     suspicions = []
-    for index, row in enumerate(rows):
-        sureness = float(reading.inverted[index])
-        if sureness >= calibration.inverted_threshold:
-            suspicions.append(Suspicion(row, "inverted", sureness, _INVERTED))
-        suspicions += _orientation(row, index, reading, calibration)
+    for start in range(0, len(rows), _NET_BATCH_SIZE):
+        reading = calibrated(*raw_outputs(net, scale_down(pictures[start : start + _NET_BATCH_SIZE])), calibration)
+        for index, row in enumerate(rows[start : start + _NET_BATCH_SIZE]):
+            sureness = float(reading.inverted[index])
+            if sureness >= calibration.inverted_threshold:
+                suspicions.append(Suspicion(row, "inverted", sureness, _INVERTED))
+            suspicions += _orientation(row, index, reading, calibration)
     return suspicions
 
 
@@ -173,7 +186,10 @@ def _orientation(row: int, index: int, reading: "Reading", calibration: "Calibra
         return [Suspicion(row, "not_frontal", doubt, _NOT_FRONTAL)]
     turned = min(1.0, float(sum(shares[way] for way in _TURNED)))
     if turned >= calibration.turned_threshold:
-        return [Suspicion(row, "turned", turned, _TURNED[max(_TURNED, key=lambda way: float(shares[way]))])]
+        way = max(_TURNED, key=lambda way: float(shares[way]))
+        twin = shares[(way + 4) % 8]
+        unsure = twin / (shares[way] + twin) >= _TWIN_SHARE
+        return [Suspicion(row, "turned", turned, _TURNED[way] + (_MAYBE_MIRRORED if unsure else ""))]
     if shares[4] >= calibration.mirrored_threshold:
         return [Suspicion(row, "mirrored", float(shares[4]), _MIRRORED)]
     return []

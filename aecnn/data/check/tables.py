@@ -71,7 +71,8 @@ def _check_patient_ids(table: pd.DataFrame) -> Outcome:
 
 def _check_consent(parsed: Parsed, manifest: Manifest, dataset: DatasetConfig) -> Outcome:
     num_listed = len(withdrawn_patients(dataset))
-    told = f"{num_listed:,} patients listed, {manifest.num_withdrawn_images:,} of their images left out"
+    listed = "1 patient" if num_listed == 1 else f"{num_listed:,} patients"
+    told = f"{listed} listed, {manifest.num_withdrawn_images:,} of their images left out"
     return Outcome(
         check="withdrawn",
         title="Withdrawn patients",

@@ -14,9 +14,9 @@ from aecnn.evaluation.report.events import Round
 from aecnn.evaluation.report.figures import HOSPITALS, hospital_colours, variable
 from aecnn.evaluation.report.images import triptychs
 from aecnn.evaluation.report.load import REPORT_NAME, Run, load_run
-from aecnn.page_style import PAGE_STYLE
 from aecnn.evaluation.report.page_template import PAGE_TEMPLATE
 from aecnn.findings import FINDINGS
+from aecnn.page_style import PAGE_STYLE
 
 ABSENT = "–"
 CHANCE = 0.5
