@@ -51,6 +51,10 @@ class ImageError(AecnnError):
     """A radiograph that cannot be decoded."""
 
 
+class CacheError(AecnnError):
+    """A cache of decoded radiographs that cannot be written, or a part of one that is damaged."""
+
+
 class ModelError(AecnnError):
     """A model that cannot be built as asked, or an input it cannot take."""
 

@@ -101,7 +101,7 @@ def _report(measured: dict[str, list[dict[str, Any]]], options: argparse.Namespa
     lines = [
         "# The full table as hospitals",
         "",
-        f"`.venv/bin/python benchmarks/partition.py {options.data} --hospitals {options.hospitals} "
+        f"`.venv/bin/python benchmarks/partition.py …/{options.data.name} --hospitals {options.hospitals} "
         f"--repeats {options.repeats}`",
         "",
         f"{first['rows']:,} rows of {first['patients']:,} patients, all splits, into {options.hospitals} hospitals. "

@@ -41,9 +41,9 @@ def score_on_test(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation
     """Scores the released model on the dataset's test split; writes figures, predictions and example images."""
     device = resolve_device("auto")
     model = load_checkpoint(folder.checkpoint_file).build()
-    evaluation = evaluate_split(
-        model, plan.images, read_split(data, "test"), on_unreadable=data.on_unreadable, device=device
-    )
+    evaluation = evaluate_split(model, plan.images, read_split(data, "test"), dataset=data, device=device)
+    for sentence in evaluation.loaded.warnings:
+        log.warning("Test images: %s", sentence)
     for sentence in evaluation.loaded.skipped:
         log.warning("Skipped a test image: %s", sentence)
     manifest = evaluation.loaded.manifest

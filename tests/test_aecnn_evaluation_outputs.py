@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchvision.transforms import TenCrop
 
-from aecnn.config import ImagesConfig, ModelConfig
+from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig
 from aecnn.data.manifest import read_manifest, read_split
 from aecnn.data.source import load_images
 from aecnn.errors import ManifestError
 from aecnn.evaluation.evaluate import evaluate_split
 from aecnn.evaluation.metrics import mean_psnr_db, psnr_db
-from aecnn.evaluation.outputs import run_model
+from aecnn.evaluation.outputs import logit_of_mean, run_model
 from aecnn.model.joint import build_model
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ IMAGES = ImagesConfig(size_px=64)
 
 @pytest.fixture(scope="module")
 def data(phantom_64px):
-    return load_images(read_manifest(phantom_64px), size_px=64, on_unreadable="refuse")
+    return load_images(read_manifest(phantom_64px), DatasetConfig(root=phantom_64px), size_px=64)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,23 @@ def test_batches_do_not_change_the_results_and_the_mode_is_put_back(data, model)
     assert model.training
     np.testing.assert_allclose(one.logits, two.logits, atol=1e-5)
     np.testing.assert_allclose(one.mse, two.mse, rtol=1e-5)
+
+
+def test_ten_crops_are_scored_by_the_mean_of_their_probabilities(data, model):
+    config, rows = ImagesConfig(size_px=64, crop_size_px=56, test_crops="ten"), np.arange(4)
+    ten = run_model(model, data, rows, config, batch_size=3, device=CPU, crops="ten")
+    crops = torch.stack(TenCrop(56)(data.images.read(rows).float() / 255))
+    with torch.inference_mode():
+        mean = torch.stack([model.eval()(crop).logits.double().sigmoid() for crop in crops]).mean(0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-ten.logits.astype(np.float64))), mean.numpy(), atol=1e-6)
+    centre = run_model(model, data, rows, config, batch_size=3, device=CPU)
+    np.testing.assert_array_equal(ten.mse, centre.mse)
+    assert not np.allclose(ten.logits, centre.logits)
+
+
+def test_the_logit_of_a_mean_probability_stays_exact_where_the_probability_rounds_to_one():
+    same = torch.tensor([[-80.0, 0.0, 3.0, 90.0]]).expand(10, -1)
+    torch.testing.assert_close(logit_of_mean(same), same[0], rtol=1e-6, atol=1e-6)
 
 
 def test_psnr_and_ssim_equal_scikit_images(data, model):
@@ -83,7 +101,7 @@ def test_a_split_is_the_official_list_and_an_absent_one_is_refused(phantom_64px,
     listed = (phantom_64px / "test_list.txt").read_text().split()
     assert sorted(manifest.table["image"]) == sorted(listed)
     assert len(read_split(phantom_64px, "all")) > len(manifest)
-    evaluation = evaluate_split(model, IMAGES, manifest, on_unreadable="refuse", device=CPU)
+    evaluation = evaluate_split(model, IMAGES, manifest, dataset=DatasetConfig(root=phantom_64px), device=CPU)
     assert evaluation.metrics.num_images == len(listed)
     assert evaluation.metrics.reconstruction is not None
     table = phantom_64px / "Data_Entry_2017_v2020.csv"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aecnn.config import ImagesConfig, ModelConfig, Plan, TrainingConfig
+from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig
 from aecnn.data.manifest import read_manifest
 from aecnn.data.source import load_images
 from aecnn.errors import ModelError
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def data(phantom_64px):
-    return load_images(read_manifest(phantom_64px), size_px=64, on_unreadable="refuse")
+    return load_images(read_manifest(phantom_64px), DatasetConfig(root=phantom_64px), size_px=64)
 
 
 def _plan(**training):

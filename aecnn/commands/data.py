@@ -140,7 +140,8 @@ def cache(
     Exit codes: 0 done, 1 --verify found differences, 2 the command cannot be carried out.
     """
     dataset = load_dataset(data)
-    from aecnn.data.cache.build import build_cache, verify_cache
+    from aecnn.data.cache.build import build_cache
+    from aecnn.data.cache.verify import verify_cache
 
     num_workers = workers or os.cpu_count() or 1
     with progress_bar("verifying" if verify else "decoding") as (progress, task):

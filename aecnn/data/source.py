@@ -1,4 +1,4 @@
-"""Pixels of a manifest's rows: decoded once into memory where they fit, else again on every read.
+"""Pixels of a manifest's rows: from the cache, else decoded once into memory where they fit, else on every read.
 
 Shapes: B images of a batch, N of a manifest, S their side in pixels.
 """
@@ -7,7 +7,8 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aecnn.config import OnUnreadable
+from aecnn.config import DatasetConfig, FilesConfig
+from aecnn.data.buffer import room_for
+from aecnn.data.cache.lookup import ADVICE, Located, locate
+from aecnn.data.cache.read import CachedImages, map_shards
 from aecnn.data.images import decode_radiograph, verify_radiograph
 from aecnn.data.manifest import Manifest
 from aecnn.errors import ImageError, ManifestError
@@ -38,11 +42,12 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: IntArray) -> torch.Tensor:
+    def read(self, rows: IntArray, out: torch.Tensor | None = None) -> torch.Tensor:
         """Gives images in the order asked for.
 
         Args:
             rows: [B] row numbers.
+            out: [B, 1, S, S] contiguous uint8 on the CPU, to be filled and given back; None: new room.
 
         Returns:
             [B, 1, S, S] uint8, a copy.
@@ -68,9 +73,13 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def read(self, rows: IntArray) -> torch.Tensor:
+    def read(self, rows: IntArray, out: torch.Tensor | None = None) -> torch.Tensor:
         """Gives [B, 1, S, S] images, copied."""
-        return torch.from_numpy(self.pixels[np.asarray(rows, dtype=np.int64)]).unsqueeze(1)
+        batch = room_for(len(rows), self.size_px, out)
+        copies = batch.numpy()[:, 0]
+        for place, row in enumerate(rows):
+            np.copyto(copies[place], self.pixels[row])  # twice as fast as np.take
+        return batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,25 +89,27 @@ class FileImages:
     Attributes:
         paths: [N] image files.
         size_px: Side of every image, in pixels.
+        files: What they may be.
     """
 
     paths: tuple[Path, ...]
     size_px: int
+    files: FilesConfig
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, rows: IntArray) -> torch.Tensor:
+    def read(self, rows: IntArray, out: torch.Tensor | None = None) -> torch.Tensor:
         """Gives [B, 1, S, S] images.
 
         Raises:
             ImageError: A file cannot be decoded (any more).
         """
-        paths = [self.paths[row] for row in rows]
-        pixels = np.empty((len(paths), self.size_px, self.size_px), dtype=np.uint8)
-        for index, image in enumerate(_in_threads(lambda path: decode_radiograph(path, size_px=self.size_px), paths)):
-            pixels[index] = image
-        return torch.from_numpy(pixels).unsqueeze(1)
+        batch = room_for(len(rows), self.size_px, out)
+        decode = partial(decode_radiograph, size_px=self.size_px, files=self.files)
+        for place, image in enumerate(_in_threads(decode, [self.paths[row] for row in rows])):
+            batch.numpy()[place, 0] = image
+        return batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +132,9 @@ class SelectedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, rows: IntArray) -> torch.Tensor:
+    def read(self, rows: IntArray, out: torch.Tensor | None = None) -> torch.Tensor:
         """Gives [B, 1, S, S] images; `rows` count in the selection."""
-        return self.source.read(self.rows[np.asarray(rows, dtype=np.int64)])
+        return self.source.read(self.rows[rows], out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,70 +145,81 @@ class LoadedImages:
         manifest: The rows whose images can be read.
         images: One image for each of these rows, in the same order.
         skipped: One sentence for each image left out.
+        warnings: What is not as it should be and changes no result, such as a cache that is not up to date.
     """
 
     manifest: Manifest
     images: ImageSource
     skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def select(self, rows: npt.ArrayLike) -> "LoadedImages":
-        """Gives some rows, by a mask or by row numbers, without copying pixels; `skipped` stays as it is."""
+        """Gives some rows, by a mask or by row numbers, without copying pixels; the sentences stay as they are."""
         numbers = np.arange(len(self.manifest))[np.asarray(rows)].astype(np.int64)
-        return LoadedImages(
-            manifest=self.manifest.select(numbers),
-            images=SelectedImages(self.images, numbers),
-            skipped=self.skipped,
-        )
+        return replace(self, manifest=self.manifest.select(numbers), images=SelectedImages(self.images, numbers))
 
 
 def load_images(
-    manifest: Manifest,
-    *,
-    size_px: int,
-    on_unreadable: OnUnreadable,
-    memory_limit_mb: int = 8192,
-    on_progress: OnProgress | None = None,
+    manifest: Manifest, dataset: DatasetConfig, *, size_px: int, on_progress: OnProgress | None = None
 ) -> LoadedImages:
-    """Decodes the images of a manifest in parallel, and keeps them in memory where they fit.
+    """Finds the images of a manifest: in the cache, where it is true to their files; the others are decoded.
 
-    Where they do not fit, each file is only checked (see `verify_radiograph`), which is much faster than decoding, and
-    decoded on every read. Damage that this check cannot see is then an `ImageError` of the read.
+    Decoded images are kept in memory where they fit. Where they do not, each file is only checked (see
+    `verify_radiograph`), which is much faster, and decoded on every read. Damage that this check cannot see is then an
+    `ImageError` of the read. Which way an image comes changes nothing about its pixels.
 
     Args:
-        manifest: Read with its images.
+        manifest: Rows of the dataset, read with its images.
+        dataset: Its cache and memory limit, and what to do about unreadable images.
         size_px: Side of the squares the images become.
-        on_unreadable: ``refuse`` the dataset, or ``skip`` the unreadable images and report them.
-        memory_limit_mb: How much the decoded images may take, in units of 10⁶ bytes.
-        on_progress: Called after each image with the number done and the number in all.
+        on_progress: Called after each image that is decoded or checked, with the number done and the number in all.
 
     Raises:
         ManifestError: With every unreadable file, if these are refused or if nothing is left.
     """
     if manifest.table["path"].isna().any():
         raise ManifestError(manifest.root, ["the manifest was read without its images: require them when reading it"])
-    paths = tuple(Path(path) for path in manifest.table["path"])
+    shards, located = map_shards(locate(manifest, dataset, size_px=size_px))
+    absent = np.flatnonzero(located.shard < 0)
+    paths = tuple(Path(manifest.table["path"].iloc[row]) for row in absent)
     pixels: npt.NDArray[np.uint8] | None = None
-    if len(paths) * size_px**2 <= memory_limit_mb * 10**6:
+    if len(paths) * size_px**2 <= dataset.memory_limit_mb * 10**6:
         pixels = np.zeros((len(paths), size_px, size_px), dtype=np.uint8)
-    problems = _prepare(paths, size_px=size_px, pixels=pixels, on_progress=on_progress)
+    problems = _prepare(paths, size_px=size_px, files=dataset.files, pixels=pixels, on_progress=on_progress)
     faults = tuple(problem for problem in problems if problem)
-    if faults and (on_unreadable == "refuse" or len(faults) == len(paths)):
+    if faults and (dataset.on_unreadable == "refuse" or len(faults) == len(manifest)):
         raise ManifestError(manifest.root, faults)
-    images: ImageSource = FileImages(paths, size_px) if pixels is None else MemoryImages(pixels)
+    images: ImageSource = FileImages(paths, size_px, dataset.files) if pixels is None else MemoryImages(pixels)
+    if shards:
+        located.row[absent] = np.arange(len(absent))
+        images = CachedImages(shards, located.shard, located.row, others=images)
+    warnings = _cache_warnings(located, num_decoded=len(paths) - len(faults))
+    loaded = LoadedImages(manifest, images, skipped=faults, warnings=warnings)
     if not faults:
-        return LoadedImages(manifest, images)
-    readable = np.array([not problem for problem in problems], dtype=bool)
-    return LoadedImages(manifest, images, skipped=faults).select(readable)
+        return loaded
+    readable = np.full(len(manifest), fill_value=True)
+    readable[absent] = [not problem for problem in problems]
+    return loaded.select(readable)
 
 
-def refuse_unreadable(manifest: Manifest) -> None:
-    """Checks every image file (see `verify_radiograph`) without keeping anything.
+def _cache_warnings(located: Located, *, num_decoded: int) -> tuple[str, ...]:
+    if not located.usable or not num_decoded:
+        return located.warnings
+    verb = "is not in the cache or has" if num_decoded == 1 else "are not in the cache or have"
+    count = f"{num_decoded:,} of {len(located.row):,} images {verb} changed: {ADVICE}"
+    return (*located.warnings, count)
+
+
+def refuse_unreadable(manifest: Manifest, dataset: DatasetConfig, *, size_px: int) -> None:
+    """Checks every image file that the cache does not vouch for (see `verify_radiograph`), and keeps nothing.
 
     Raises:
         ManifestError: With every file that cannot be read.
     """
-    paths = tuple(Path(path) for path in manifest.table["path"])
-    faults = [problem for problem in _prepare(paths, size_px=0, pixels=None, on_progress=None) if problem]
+    located = locate(manifest, dataset, size_px=size_px)
+    paths = tuple(Path(manifest.table["path"].iloc[row]) for row in np.flatnonzero(located.shard < 0))
+    problems = _prepare(paths, size_px=size_px, files=dataset.files, pixels=None, on_progress=None)
+    faults = [problem for problem in problems if problem]
     if faults:
         raise ManifestError(manifest.root, faults)
 
@@ -206,6 +228,7 @@ def _prepare(
     paths: Sequence[Path],
     *,
     size_px: int,
+    files: FilesConfig,
     pixels: npt.NDArray[np.uint8] | None,
     on_progress: OnProgress | None,
 ) -> list[str]:
@@ -214,9 +237,9 @@ def _prepare(
     def prepare_one(row: int) -> str:
         try:
             if pixels is None:
-                verify_radiograph(paths[row])
+                verify_radiograph(paths[row], files=files)
             else:
-                pixels[row] = decode_radiograph(paths[row], size_px=size_px)
+                pixels[row] = decode_radiograph(paths[row], size_px=size_px, files=files)
         except ImageError as error:
             return str(error)
         return ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from aecnn.config import ImagesConfig, OnUnreadable
+from aecnn.config import DatasetConfig, ImagesConfig
 from aecnn.data.manifest import Manifest
 from aecnn.data.source import LoadedImages, load_images
 from aecnn.evaluation.metrics import Metrics, Reconstruction, mean_psnr_db, score
@@ -28,7 +28,7 @@ def evaluate_split(
     images_config: ImagesConfig,
     manifest: Manifest,
     *,
-    on_unreadable: OnUnreadable,
+    dataset: DatasetConfig,
     device: torch.device,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
@@ -38,7 +38,7 @@ def evaluate_split(
     Raises:
         ManifestError: Unreadable images under ``refuse``.
     """
-    loaded = load_images(manifest, size_px=images_config.size_px, on_unreadable=on_unreadable)
+    loaded = load_images(manifest, dataset, size_px=images_config.size_px)
     outputs = run_model(
         model,
         loaded,
@@ -46,6 +46,7 @@ def evaluate_split(
         images_config,
         batch_size=batch_size,
         device=device,
+        crops=images_config.test_crops,
         with_ssim=True,
         on_progress=on_progress,
     )

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pytorch_msssim import ssim as structural_similarity
 from torch import Tensor
 
-from aecnn.config import ImagesConfig
-from aecnn.data.augmentation import to_input
+from aecnn.config import ImagesConfig, TestCrops
+from aecnn.data.augmentation import ten_crops, to_input
+from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
 from aecnn.findings import NUM_FINDINGS
 from aecnn.model.joint import JointAECNN
@@ -41,12 +43,11 @@ def run_model(
     batch_size: int,
     device: torch.device,
     precision: str = "fp32",
+    crops: TestCrops = "centre",
     with_ssim: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Outputs:
-    """Runs the model on the centre crops of the chosen images.
-
-    The model's training mode is put back afterwards.
+    """Runs the model on the chosen images. The model's training mode is put back afterwards.
 
     Args:
         model: Weights to judge.
@@ -56,20 +57,25 @@ def run_model(
         batch_size: Images in one forward pass.
         device: Where to compute.
         precision: ``fp32`` or ``bf16``.
+        crops: ``centre``, or ``ten``: the logits are then those of the mean of the ten crops' probabilities, as the
+            paper tests. Reconstructions are judged on the centre crop.
         with_ssim: Also compute each reconstruction's structural similarity (Wang et al. 2004; 11 px Gaussian window).
         on_progress: Called with images done and images in all.
     """
     was_training = model.training
     model.to(device).eval()
     targets = torch.from_numpy(data.manifest.targets)
+    reader = DeviceReader(data.images, device)
     parts: list[list[Tensor]] = []
     with torch.inference_mode():
         for start in range(0, rows.size, batch_size):
             batch = rows[start : start + batch_size]
-            images = to_input(data.images.read(batch).to(device, non_blocking=True), images_config)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                output = model(images)
-            logits, reconstruction = output.logits.float(), output.reconstruction.float()
+            pixels = reader.read(batch)
+            images = to_input(pixels, images_config)
+            logits, reconstruction = _forward(model, images, precision)
+            if crops == "ten":
+                others = (_forward(model, crop, precision)[0] for crop in ten_crops(pixels, images_config))
+                logits = logit_of_mean(torch.stack(list(others)))
             bce = masked_bce_per_image(logits, targets[torch.from_numpy(batch)].to(device))
             mse = (reconstruction - images).square().flatten(1).mean(1)
             similar = (
@@ -81,13 +87,34 @@ def run_model(
             if on_progress is not None:
                 on_progress(min(start + batch_size, rows.size), rows.size)
     model.train(was_training)
+    return _joined(parts, with_ssim=with_ssim)
+
+
+def logit_of_mean(logits: Tensor) -> Tensor:
+    """Gives the logit of the mean probability over the first dimension, exact where probabilities round to 0 or 1.
+
+    Args:
+        logits: [K, ...].
+    """
+    positive, negative = F.logsigmoid(logits), F.logsigmoid(-logits)  # log p and log (1 − p)
+    return positive.logsumexp(0) - negative.logsumexp(0)
+
+
+def _forward(model: JointAECNN, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Logits [B, F] and reconstruction [B, 1, S, S] in fp32."""
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        output = model(images)
+    return output.logits.float(), output.reconstruction.float()
+
+
+def _joined(parts: list[list[Tensor]], *, with_ssim: bool) -> Outputs:
     if not parts:
         none = np.zeros(0)
         return Outputs(np.zeros((0, NUM_FINDINGS), dtype=np.float32), none, none, none if with_ssim else None)
-    logits_all, bce_all, mse_all, ssim_all = (torch.cat(column) for column in zip(*parts, strict=True))
+    logits, bce, mse, ssim = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outputs(
-        logits=logits_all.numpy(),
-        bce=bce_all.double().numpy(),
-        mse=mse_all.double().numpy(),
-        ssim=ssim_all.double().numpy() if with_ssim else None,
+        logits=logits.numpy(),
+        bce=bce.double().numpy(),
+        mse=mse.double().numpy(),
+        ssim=ssim.double().numpy() if with_ssim else None,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aecnn.config import Plan, TrainingConfig
 from aecnn.data.augmentation import augment
+from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
 from aecnn.errors import ModelError
 from aecnn.model.autoencoder import count_alive
@@ -69,13 +70,14 @@ def train_locally(
     model.to(device).to(memory_format=memory_format(training)).train()
     optimizer = build_optimizer(model, training)
     targets = torch.from_numpy(data.manifest.targets)
+    reader = DeviceReader(data.images, device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # bce, mse, alive, lit: read once, at the end
     images_seen = steps_done = 0
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)  # dropout draws from the global generator, restored afterwards
         for batch in batches:
-            images = augment(data.images.read(batch).to(device, non_blocking=True), plan.images, generator)
+            images = augment(reader.read(batch), plan.images, generator)
             images = images.contiguous(memory_format=memory_format(training))
             wanted = targets[torch.from_numpy(batch)].to(device, non_blocking=True)
             sums += _train_step(model, optimizer, images, wanted, training)
