@@ -1,6 +1,5 @@
 """One simulated federation, from a configuration to a finished run folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from aecnn.data.phantom import write_phantom
 from aecnn.data.source import refuse_unreadable
 from aecnn.errors import FederationError, ManifestError
 from aecnn.model.backbone import check_input_size
+from aecnn.progress import OnProgress
 from client.app import app as client_app
 from server.app import app as server_app
 from server.run_folder import RunFolder
@@ -31,9 +31,7 @@ class Prepared:
     num_hospitals: int
 
 
-def prepare_run(
-    config: SimulationConfig, path: Path, *, on_phantom: Callable[[int, int], None] | None = None
-) -> Prepared:
+def prepare_run(config: SimulationConfig, path: Path, *, on_phantom: OnProgress | None = None) -> Prepared:
     """Makes the dataset where it is a phantom, and the run folder with one site file a hospital.
 
     Whatever would end the run hours later is looked at now, and nothing is made before it is found in order.

@@ -23,9 +23,9 @@ from aecnn.data.cache.read import CachedImages, map_shards
 from aecnn.data.images import decode_radiograph, verify_radiograph
 from aecnn.data.manifest import Manifest
 from aecnn.errors import ImageError, ManifestError
+from aecnn.progress import OnProgress
 
 IntArray = npt.NDArray[np.int64]
-OnProgress = Callable[[int, int], None]  # (images done, images in all)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

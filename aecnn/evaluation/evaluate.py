@@ -1,6 +1,5 @@
 """Judging a model on one part of a dataset at hand."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from aecnn.data.source import LoadedImages, load_images
 from aecnn.evaluation.metrics import Metrics, Reconstruction, mean_psnr_db, score
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN
+from aecnn.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def evaluate_split(
     dataset: DatasetConfig,
     device: torch.device,
     batch_size: int = 32,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Gives AUROC, average precision and reconstruction quality over a manifest's images.
 

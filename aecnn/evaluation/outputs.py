@@ -4,7 +4,6 @@ Evaluation draws no random number, so it never moves a training run.
 Shapes: N images, F findings, S = input side in pixels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from aecnn.data.source import LoadedImages
 from aecnn.findings import NUM_FINDINGS
 from aecnn.model.joint import JointAECNN
 from aecnn.model.loss import masked_bce_per_image
+from aecnn.progress import OnProgress
 from aecnn.training.batches import Rows
 
 
@@ -45,7 +45,7 @@ def run_model(
     precision: str = "fp32",
     crops: TestCrops = "centre",
     with_ssim: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Outputs:
     """Runs the model on the chosen images. The model's training mode is put back afterwards.
 

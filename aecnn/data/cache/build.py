@@ -14,10 +14,11 @@ from aecnn.data.cache.lock import locked
 from aecnn.data.cache.lookup import read_shards
 from aecnn.data.cache.plan import plan_update, surviving, wanted_items
 from aecnn.data.cache.update import Place, carry_out, forget_others, usable_shards
-from aecnn.data.cache.workers import OnProgress, Progress
+from aecnn.data.cache.workers import Progress
 from aecnn.data.cache.write import Item
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.errors import CacheError, ManifestError
+from aecnn.progress import OnProgress
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from aecnn.data.cache.index import Shard, decoding, decoding_fault, size_folder
 from aecnn.data.cache.lock import locked
 from aecnn.data.cache.lookup import ADVICE, read_shards
 from aecnn.data.cache.plan import wanted_items
-from aecnn.data.cache.workers import OnImages, OnProgress, Progress
+from aecnn.data.cache.workers import Progress
 from aecnn.data.cache.write import Item, Stored, crc32, read_pixels, sha256
 from aecnn.data.images import read_file
 from aecnn.data.manifest import read_manifest
 from aecnn.errors import CacheError, ImageError
+from aecnn.progress import OnImages, OnProgress
 
 
 class _Check(NamedTuple):

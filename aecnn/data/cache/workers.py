@@ -16,11 +16,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 from aecnn.errors import CacheError
+from aecnn.progress import OnImages, OnProgress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-OnImages = Callable[[int], None]  # how many images were dealt with since the last call
-OnProgress = Callable[[int, int], None]  # (images dealt with, images in all)
 
 REPORT_EVERY_S = 0.1
 

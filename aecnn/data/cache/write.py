@@ -3,7 +3,6 @@
 import hashlib
 import os
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from aecnn.config import FilesConfig
 from aecnn.data.cache.index import PARTIAL_PREFIX, Entry, FileState, pixels_file, write_pixels_header
 from aecnn.data.images import decode_content, read_file
 from aecnn.errors import ImageError
-
-OnImages = Callable[[int], None]  # how many images were dealt with since the last call
+from aecnn.progress import OnImages
 
 
 class Stored(NamedTuple):

@@ -1,11 +1,10 @@
 """What one check of a dataset found: pass, warn or fail, with the reason and the suspects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-OnProgress = Callable[[int, int], None]  # (images done, images in all)
 Status = Literal["pass", "warn", "fail"]
 _SEVERITY: dict[Status, int] = {"pass": 0, "warn": 1, "fail": 2}
 

@@ -14,9 +14,10 @@ from PIL import Image
 from aecnn.config import FilesConfig
 from aecnn.data.check.duplicates import identical, near_pairs
 from aecnn.data.check.files import FileFacts, examine_files
-from aecnn.data.check.outcome import OnProgress, Outcome, Status, Suspect, outcome_of_faults
+from aecnn.data.check.outcome import Outcome, Status, Suspect, outcome_of_faults
 from aecnn.data.check.radiographs import Kind, inspect
 from aecnn.data.manifest import Manifest
+from aecnn.progress import OnProgress
 
 MAX_PICTURES = 24  # suspects of one check shown in the report; all are listed
 PICTURE_SIDE_PX = 192

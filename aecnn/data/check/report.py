@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from aecnn.config import DatasetConfig
 from aecnn.data.check.counts import DISCLOSURE_FLOOR_PATIENTS, LabelCounts, check_counts, count_labels, positives
-from aecnn.data.check.outcome import OnProgress, Outcome, Status, outcome_of_faults, worst
+from aecnn.data.check.outcome import Outcome, Status, outcome_of_faults, worst
 from aecnn.data.check.tables import check_tables
 from aecnn.data.layout import image_files, patients_in_several_splits
 from aecnn.data.manifest import Manifest, Parsed, parse_manifest
+from aecnn.progress import OnProgress
 
 MAX_EXTRA_NAMED = 50
 

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +29,7 @@ from aecnn.data.phantom.population import Patient, draw_population
 from aecnn.data.phantom.render import render_patient
 from aecnn.errors import ManifestError
 from aecnn.findings import FINDINGS, NO_FINDING
+from aecnn.progress import OnProgress
 
 VERSION = 1  # of the drawing: raised when the same configuration gives other pictures
 TABLE_NAME = "Data_Entry_2017_v2020.csv"
@@ -41,7 +42,6 @@ DETECTOR_WIDTH_MM = 430.0
 PNG_COMPRESSION = 4  # a third of the time of Pillow's default, for files 3 % larger
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PhantomReport:
 
 
 def write_phantom(
-    root: Path, config: PhantomConfig, *, on_progress: Progress | None = None, num_workers: int = 1
+    root: Path, config: PhantomConfig, *, on_progress: OnProgress | None = None, num_workers: int = 1
 ) -> PhantomReport:
     """Writes the dataset to ``root``, or reads the report of the same dataset already there.
 
@@ -151,7 +151,7 @@ def _write_images(
     patients: tuple[Patient, ...],
     config: PhantomConfig,
     *,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     num_workers: int,
 ) -> None:
     folder.mkdir()
@@ -164,7 +164,7 @@ def _write_images(
         _follow(pool.map(work, patients, chunksize=8), total, on_progress)
 
 
-def _follow(counts: Iterable[int], total: int, on_progress: Progress | None) -> None:
+def _follow(counts: Iterable[int], total: int, on_progress: OnProgress | None) -> None:
     done = 0
     for count in counts:
         done += count
