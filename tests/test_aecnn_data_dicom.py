@@ -379,6 +379,74 @@ def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(sy
         verify_radiograph(tmp_path / "a.dcm")
 
 
+WITH_PRECISION = (*LOSSLESS_JPEG, JPEGLSLossless, JPEG2000Lossless)
+
+
+def contradicting(values: npt.NDArray[np.generic], *, syntax: str, frame_bits: int, **header: object) -> bytes:
+    """A file whose compressed picture has another precision than its header says."""
+    dataset = dataset_of(values, bits=frame_bits)
+    file_of(dataset, syntax=syntax)
+    for keyword, value in header.items():
+        setattr(dataset, keyword, value)
+    dataset.HighBit = dataset.BitsStored - 1
+    return written(dataset)
+
+
+@pytest.mark.parametrize("syntax", WITH_PRECISION)
+def test_a_compressed_picture_of_more_bits_than_are_allocated_is_refused(syntax: str, tmp_path: Path) -> None:
+    content = contradicting(values_of("<u2", 12), syntax=syntax, frame_bits=12, BitsAllocated=8, BitsStored=8)
+    (tmp_path / "a.dcm").write_bytes(content)
+    for refuse in (verify_radiograph, lambda path: decode_radiograph(path, size_px=8)):
+        with pytest.raises(
+            ImageError, match="picture has values of 12 bits, its header says BitsAllocated 8 and BitsSt"
+        ):
+            refuse(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("kind", ["<u2", "<i2"])
+@pytest.mark.parametrize("syntax", WITH_PRECISION)
+def test_a_compressed_picture_of_more_bits_than_are_stored_is_read_where_its_values_fit(syntax: str, kind: str) -> None:
+    values = values_of(kind, 12)
+    low, high = (-2048, 2047) if kind == "<i2" else (0, 4095)
+    values[0, :2] = low, high
+    expected = opened(dataset_of(values, bits=12)).grey
+    found = open_content(contradicting(values, syntax=syntax, frame_bits=16, BitsStored=12), PATH)
+    assert np.array_equal(found.grey, expected)
+    for beyond in (low - 1, high + 1) if low else (high + 1, 65_535):
+        values[3, 4] = beyond
+        content = contradicting(values, syntax=syntax, frame_bits=16, BitsStored=12)
+        with pytest.raises(
+            ImageError, match=r"of 16 bits, .* and BitsStored 12, and 1 of the (un)?signed values do not"
+        ):
+            open_content(content, PATH)
+        padded = contradicting(values, syntax=syntax, frame_bits=16, BitsStored=12, PixelPaddingValue=beyond)
+        assert open_content(padded, PATH).grey[3, 4] == 0
+
+
+@pytest.mark.parametrize("syntax", WITH_PRECISION)
+def test_a_compressed_picture_of_fewer_bits_is_read_where_signs_are_known(syntax: str) -> None:
+    values = values_of("<u2", 12)
+    found = open_content(contradicting(values, syntax=syntax, frame_bits=12, BitsStored=16), PATH)
+    assert np.array_equal(found.grey, values >> 8)
+    signed = values_of("<u2", 11).astype("<i2")
+    found = open_content(contradicting(signed, syntax=syntax, frame_bits=12, BitsStored=16), PATH)
+    assert np.array_equal(found.grey, (signed.astype(int) + 32_768) >> 8)
+    signed[3, 4] = -5  # or 4091
+    content = contradicting(signed, syntax=syntax, frame_bits=12, BitsStored=16)
+    if syntax == JPEG2000Lossless:  # which says whether its values are signed
+        assert open_content(content, PATH).grey[3, 4] == 127
+    else:
+        with pytest.raises(ImageError, match=r"of 12 bits, .* BitsStored 16, and 1 of the signed values do not fit"):
+            open_content(content, PATH)
+
+
+def test_a_lossless_jpeg_with_a_frame_of_another_kind_is_refused() -> None:
+    values = np.zeros((4, 4), dtype=np.uint16)
+    frame, other = lossless_jpeg(values, bits=12), struct.pack(">HBHHBBBB", 11, 8, 2, 2, 1, 1, 0x11, 0)
+    with pytest.raises(ValueError, match="is a JPEG of another kind"):
+        decode_lossless_jpeg(frame[:2] + b"\xff\xc1" + other + frame[2:])
+
+
 def test_a_picture_in_several_fragments_is_put_together() -> None:
     values = values_of("<u2", 12)
     frame = lossless_jpeg(values, bits=12)

@@ -1,6 +1,8 @@
 """Decoding against plain NumPy, on real radiographs and on files made or damaged here."""
 
+import os
 import random
+import signal
 import struct
 import warnings
 import zlib
@@ -14,11 +16,13 @@ from PIL import Image
 from aecnn.config import FilesConfig
 from aecnn.data.images import (
     MAX_FILE_BYTES,
+    MAX_JPEG_PARTS,
     MAX_PNG_PARTS,
     MAX_SIDE_PX,
     decode_content,
     decode_radiograph,
     open_content,
+    read_file,
     square_and_scale,
     verify_radiograph,
 )
@@ -230,9 +234,165 @@ def test_missing_files_folders_and_oversized_files_are_refused_by_name(tmp_path:
     (tmp_path / "folder.png").mkdir()
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # sparse
-    for name, reason in (("gone", "cannot be read"), ("folder", "cannot be read"), ("large", "larger than 256 MiB")):
+    for name, reason in (
+        ("gone", "cannot be read"),
+        ("folder", "is no ordinary file"),
+        ("large", "larger than 256 MiB"),
+    ):
         with pytest.raises(ImageError, match=f"{name}.png: .*{reason}"):
             verify_radiograph(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device"])
+def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path: Path, kind: str) -> None:
+    def give_up(*_: object) -> None:
+        raise TimeoutError("it hangs")
+
+    path = tmp_path / "a.png"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+        if kind == "link to a pipe":
+            path = tmp_path / "b.png"
+            path.symlink_to(tmp_path / "a.png")
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(5)
+    try:
+        with pytest.raises(ImageError, match=rf"{path.name}: is no ordinary file"):
+            read_file(path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("change", [b"more", -1])
+def test_a_file_that_changes_its_size_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bytes | int
+) -> None:
+    path, fstat = tmp_path / "a.png", os.fstat
+    path.write_bytes(b"0123456789")
+
+    def then_changed(descriptor: int) -> os.stat_result:
+        found = fstat(descriptor)
+        if isinstance(change, bytes):
+            path.write_bytes(b"0123456789" + change)
+        else:
+            os.truncate(path, 10 + change)
+        return found
+
+    assert read_file(path) == b"0123456789"
+    monkeypatch.setattr(os, "fstat", then_changed)
+    with pytest.raises(ImageError, match=r"a\.png: changed its size while it was read"):
+        read_file(path)
+
+
+# EXIF 2.32, table 6: the sides of the scene on which the stored first row and the stored first column are
+SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+def scene_of(stored: Grey, orientation: int) -> Grey:
+    """The stored pixels put where the standard says, one by one."""
+    height, width = stored.shape
+    scene = np.zeros((width, height) if orientation >= 5 else (height, width), dtype=np.uint8)
+    for row in range(height):
+        for column in range(width):
+            place = {}
+            for side, distance in zip(SIDES[orientation], (row, column), strict=True):
+                axis, is_far = ("y" if side in ("top", "bottom") else "x"), side in ("bottom", "right")
+                length = scene.shape[0] if axis == "y" else scene.shape[1]
+                place[axis] = length - 1 - distance if is_far else distance
+            scene[place["y"], place["x"]] = stored[row, column]
+    return scene
+
+
+@pytest.mark.parametrize("kind", ["jpg", "rgb.jpg", "png", "deep.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_exif_says(tmp_path: Path, grey: Grey, orientation: int, kind: str) -> None:
+    picture = Image.fromarray(grey[:32, :48])
+    if kind == "rgb.jpg":
+        picture = picture.convert("RGB")
+    if kind == "deep.png":
+        picture = Image.fromarray(grey[:32, :48].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x0131] = "a maker", orientation, "a program"
+    picture.save(tmp_path / f"plain.{kind}")
+    picture.save(tmp_path / f"turned.{kind}", exif=exif)
+    plain, turned = (open_content(path.read_bytes(), path).grey for path in sorted(tmp_path.iterdir()))
+    assert np.array_equal(turned, scene_of(plain, orientation))
+    assert turned.flags.c_contiguous
+    assert turned.flags.writeable
+
+
+def tiff(*entries: bytes, order: str = ">", count: int | None = None, place: int = 8) -> bytes:
+    magic = b"MM\0*" if order == ">" else b"II*\0"
+    number = len(entries) if count is None else count
+    return magic + struct.pack(f"{order}I", place) + struct.pack(f"{order}H", number) + b"".join(entries)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_exif_is_read_in_both_byte_orders(tmp_path: Path, grey: Grey, order: str) -> None:
+    exif = tiff(struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 3, 0), order=order)
+    Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(decode_radiograph(tmp_path / "a.png", size_px=64), grey[::-1, ::-1])
+
+
+TURNED = struct.pack(">HHIHH", 0x0112, 3, 1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"MM",
+        b"no TIFF at all",
+        tiff(TURNED, place=2**32 - 1),
+        tiff(TURNED)[:-4],
+        tiff(count=65_535),
+        tiff(struct.pack(">HHIHH", 0x0112, 3, 1, 0, 0)),
+        tiff(struct.pack(">HHIHH", 0x0112, 3, 1, 9, 0)),
+        tiff(struct.pack(">HHII", 0x0112, 4, 1, 3)),  # of another type than the standard's
+    ],
+)
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path: Path, grey: Grey, exif: bytes, kind: str) -> None:
+    path = save(Image.fromarray(grey), tmp_path / f"a.{kind}")
+    expected, content = decode_radiograph(path, size_px=64), path.read_bytes()
+    if kind == "png":
+        content = content[:-12] + png_chunk(b"eXIf", exif) + content[-12:]
+    else:
+        content = content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif + content[2:]
+    assert np.array_equal(decode_content(content, path, size_px=64), expected)
+
+
+def test_a_png_text_that_is_named_exif_is_no_orientation(tmp_path: Path, grey: Grey) -> None:
+    content = save(Image.fromarray(grey), tmp_path / "a.png").read_bytes()
+    content = content[:33] + png_chunk(b"iTXt", b"exif\0\0\0\0\0MM") + content[33:]
+    assert np.array_equal(decode_content(content, Path("a.png"), size_px=64), grey)
+
+
+def test_the_first_of_several_exif_parts_counts_and_endless_ones_are_refused(tmp_path: Path, grey: Grey) -> None:
+    path = save(Image.fromarray(grey), tmp_path / "a.jpg")
+    expected, content = decode_radiograph(path, size_px=64), path.read_bytes()
+    first, part = (
+        b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif
+        for exif in (tiff(TURNED), tiff(count=65_535) + bytes(60_000))
+    )
+    several = content[:2] + b"\xff\xff" + first + part * 100 + content[2:]
+    assert np.array_equal(decode_content(several, path, size_px=64), expected[::-1, ::-1])
+    with pytest.raises(ImageError, match=r"a\.jpg: .*it has over 4096 parts before its pixels"):
+        decode_content(
+            content[:2] + part[:2] + b"\0\2" + b"\xff\xe1\0\2" * MAX_JPEG_PARTS + content[2:], path, size_px=64
+        )
 
 
 def test_a_colour_mode_no_radiograph_has_is_refused(tmp_path: Path) -> None:

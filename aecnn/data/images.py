@@ -7,6 +7,8 @@ Accepted are files of up to `MAX_SIDE_PX` a side, told apart by their content, w
 - 16-bit PNG: the upper eight of the bits declared in `FilesConfig.bits_stored` are kept (``value >> (bits - 8)``);
 - DICOM: see `aecnn.data.dicom`.
 
+A PNG or JPEG is turned as its EXIF orientation says, as every viewer turns it; EXIF that is damaged says nothing.
+
 Pillow does the decoding; ``benchmarks/results/decoders.md`` says why. Its own guard against huge images is a global
 that warns, and warnings cannot be caught safely in threads. So the files are opened by their format's class, which
 leaves that guard to us. A PNG's checksums are compared beforehand, in a sixtieth of the time that decoding takes:
@@ -16,6 +18,7 @@ inside its pixels can pass unseen.
 
 import io
 import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -32,16 +35,20 @@ from aecnn.data.bounded import BoundedStream
 from aecnn.data.dicom import decode_dicom, verify_dicom
 from aecnn.errors import ImageError
 
-DECODER_VERSION: int = 1  # raised when any decoded pixel changes: a cache of another version is not valid
+DECODER_VERSION: int = 2  # raised when any decoded pixel changes: a cache of another version is not valid
 DEFAULT_FILES = FilesConfig()
 MAX_SIDE_PX = 8192  # the largest detectors give about 5,000; a square of this side takes 64 MiB
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PNG_PARTS = 65_536  # most programs write parts of 8 KiB and more
 MAX_JPEG_SCANS = 64  # a progressive JPEG has about ten, and each costs the time of a whole picture
+MAX_JPEG_PARTS = 4_096  # before the pixels; a large colour profile has 255
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _JPEG_SCAN = b"\xff\xda"
+_JPEG_APP1 = 0xE1
+_EXIF_MAGIC = b"Exif\0\0"
+_ORIENTATION_TAG, _EXIF_SHORT = 0x0112, 3
 _DICOM_MAGIC = b"DICM"
 _DICOM_MAGIC_AT = 128
 _MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -110,17 +117,24 @@ def read_file(path: Path) -> bytes:
     """Gives the bytes of an image file.
 
     Raises:
-        ImageError: It cannot be read, is empty, or is larger than `MAX_FILE_BYTES`.
+        ImageError: It cannot be read, is no ordinary file, is empty, is larger than `MAX_FILE_BYTES`, or changes its
+            size meanwhile.
     """
     try:
-        with path.open("rb") as file:  # room for its size alone: for the limit's, each call would cost page faults
-            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe waits for its writer, perhaps forever
+            raise ImageError(f"{path}: is no ordinary file (a folder, pipe or device): remove it from the images")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                limit = f"{MAX_FILE_BYTES // 2**20} MiB"
+                raise ImageError(f"{path}: is larger than {limit}, which no radiograph here may be")
+            content = file.read(size + 1)  # room for its size alone: for the limit's, each call would cost page faults
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) != size:
+        raise ImageError(f"{path}: changed its size while it was read: try again when it is written to the end")
     if not content:
         raise ImageError(f"{path}: is empty: fetch the file again")
-    if len(content) > MAX_FILE_BYTES:
-        raise ImageError(f"{path}: is larger than {MAX_FILE_BYTES // 2**20} MiB, which no radiograph here may be")
     return content
 
 
@@ -145,7 +159,7 @@ def open_content(content: bytes, path: Path, *, files: FilesConfig = DEFAULT_FIL
         raise _damaged(path, error) from error
     if image.mode in _MODES_16_BIT:
         return _from_16_bits(image, path, files=files)
-    grey = np.array(image if image.mode == "L" else image.convert("L"))  # [H, W]
+    grey = _upright(np.array(image if image.mode == "L" else image.convert("L")), image)  # [H, W]
     used = int(grey.max()).bit_length()
     bits = _png_bits(content) if image.format == "PNG" else 8
     if bits == 16:  # colours, of which Pillow keeps the upper eight bits
@@ -195,7 +209,9 @@ def _open_picture(content: bytes, path: Path, *, files: FilesConfig) -> Image.Im
             _check_png(content)
             image: Image.Image = PngImageFile(io.BytesIO(content))
         elif content.startswith(_JPEG_MAGIC):
-            image = JpegImageFile(BoundedStream(content))
+            rest, exif = _split_exif(content)
+            image = JpegImageFile(BoundedStream(rest))
+            image.info["exif"] = exif
         else:
             raise ImageError(
                 f"{path}: is neither PNG, JPEG nor DICOM with DICM at byte 128 (starts with {content[:8]!r}): "
@@ -259,7 +275,63 @@ def _from_16_bits(image: Image.Image, path: Path, *, files: FilesConfig) -> Radi
         )
     grey = np.empty(values.shape, dtype=np.uint8)
     np.right_shift(values, files.bits_stored - 8, out=grey, casting="unsafe")  # no copy in between
-    return Radiograph(grey, str(image.format), image.mode, 16, highest.bit_length())
+    return Radiograph(_upright(grey, image), str(image.format), image.mode, 16, highest.bit_length())
+
+
+def _upright(grey: npt.NDArray[np.uint8], image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Turns and mirrors the pixels of a loaded picture as its EXIF orientation says (EXIF 2.32, tag 0x0112)."""
+    exif = image.info.get("exif")
+    orientation = _exif_orientation(exif) if isinstance(exif, bytes) else 1  # a PNG may have a text of that name
+    if orientation == 1:
+        return grey
+    if orientation in (3, 4, 6, 7):  # the first row is below, or on the right
+        grey = grey[::-1]
+    if orientation in (2, 3, 7, 8):  # the first column is on the right, or below
+        grey = grey[:, ::-1]
+    return np.ascontiguousarray(grey.T if orientation >= 5 else grey)
+
+
+def _split_exif(content: bytes) -> tuple[bytes, bytes]:
+    """Gives a JPEG without its EXIF, and the first part of that.
+
+    Pillow would look into it for the resolution: it warns of damage, and copies whatever entries point to, again and
+    again.
+
+    Raises:
+        ValueError: There are more than `MAX_JPEG_PARTS`.
+    """
+    kept: list[bytes] = []
+    exif, begin, place = b"", 0, 2
+    for _ in range(MAX_JPEG_PARTS):
+        if place + 4 > len(content) or content[place] != 0xFF or content[place + 1] == _JPEG_SCAN[1]:
+            return b"".join([*kept, content[begin:]]) if kept else content, exif
+        end = place + 1  # 0xFF may be repeated
+        if content[place + 1] != 0xFF:
+            end = place + 2 + int(struct.unpack_from(">H", content, place + 2)[0])
+        if content[place + 1] == _JPEG_APP1 and content.startswith(_EXIF_MAGIC, place + 4):
+            exif = exif or content[place + 4 : end]
+            kept.append(content[begin:place])
+            begin = end
+        place = end
+    raise ValueError(f"it has over {MAX_JPEG_PARTS} parts before its pixels")
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """From 1 to 8; 1, as it is, where the EXIF data is absent, damaged or says something else."""
+    tiff = exif.removeprefix(_EXIF_MAGIC)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    try:
+        if order is None:
+            return 1
+        (place,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, place)
+        for index in range(count):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, place + 2 + 12 * index)
+            if tag == _ORIENTATION_TAG:
+                return int(value) if kind == _EXIF_SHORT and 1 <= value <= 8 else 1
+    except struct.error:  # it is cut short
+        return 1
+    return 1
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:

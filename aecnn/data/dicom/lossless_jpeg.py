@@ -17,6 +17,7 @@ import numpy.typing as npt
 MAX_BITS = 16
 
 _FRAME, _TABLES, _RESTART, _SCAN = 0xC3, 0xC4, 0xDD, 0xDA
+_OTHER_FRAMES = {*range(0xC0, 0xD0)} - {_FRAME, _TABLES, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9), 0xFF}
 _RESTART_MARKER = re.compile(rb"(?<!\xff)\xff++[\xd0-\xd7]")
 _NEXT_MARKER = re.compile(rb"(?<!\xff)\xff++[^\x00\xff\xd0-\xd7]")
@@ -65,6 +66,8 @@ def decode_lossless_jpeg(frame: bytes) -> npt.NDArray[np.uint16]:
             if shape is not None:
                 raise ValueError("gives its size twice")
             shape = struct.unpack_from(">BHH", segment)
+        elif marker in _OTHER_FRAMES:
+            raise ValueError("is a JPEG of another kind")
         elif marker == _TABLES:
             codes |= _huffman_codes(segment)
         elif marker == _RESTART:

@@ -1,10 +1,12 @@
 """The stored values of a DICOM's pixel data, native or compressed.
 
 A compressed picture's own header is compared with the DICOM's before a codec sees it: the codecs take the memory that
-it asks for.
+it asks for. Its precision need not be BitsStored: DCMTK's lossless JPEGs have that of BitsAllocated, others that of the
+values they happen to have. So each value is compared with BitsStored, of which none may be lost.
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,18 @@ _STANDALONE = {0x01, *range(0xD0, 0xDA), 0xFF}  # markers without a length
 Patterns = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A compressed picture, and what its own header says."""
+
+    content: bytes
+    width: int
+    height: int
+    channels: int
+    bits: int  # of a value
+    is_signed: bool  # only JPEG 2000 says so
+
+
 def check_pixels(header: Header) -> None:
     """Checks the pixel data as far as that goes without decoding it.
 
@@ -40,7 +54,7 @@ def check_pixels(header: Header) -> None:
         if header.syntax in NATIVE:
             _native(header)
         else:
-            _checked_frame(header)
+            _joined_fragments(header.pixels) if header.syntax == RLE else _checked_frame(header)
 
 
 def read_values(header: Header) -> Patterns:
@@ -55,12 +69,13 @@ def read_values(header: Header) -> Patterns:
     with damage_named(header.path):
         if header.syntax in NATIVE:
             return _native(header)
-        frame = _checked_frame(header)
         if header.syntax == RLE:
-            return _run_lengths(frame, header)
-        if header.syntax in LOSSLESS_JPEG:
-            return decode_lossless_jpeg(frame).astype(f"u{header.bits_allocated // 8}")
-        return _by_codec(frame, header)
+            return _run_lengths(_joined_fragments(header.pixels), header)
+        frame = _checked_frame(header)
+        is_ours = header.syntax in LOSSLESS_JPEG
+        values = decode_lossless_jpeg(frame.content) if is_ours else _by_codec(frame.content, header)
+        _require_fit(values, frame, header)
+        return values.astype(f"u{header.bits_allocated // 8}", copy=False)
 
 
 def _native(header: Header) -> Patterns:
@@ -76,21 +91,51 @@ def _native(header: Header) -> Patterns:
     return values.reshape(header.rows, header.columns)  # [H, W]
 
 
-def _checked_frame(header: Header) -> bytes:
+def _checked_frame(header: Header) -> _Frame:
     """The compressed picture in one piece, its own header checked."""
-    frame = _joined_fragments(header.pixels)
-    if header.syntax == RLE:
-        return frame
-    sizes = _jpeg_2000_sizes(frame) if header.syntax in JPEG_2000 else _jpeg_sizes(frame)
-    if sizes != (header.columns, header.rows, 1):
-        width, height, channels = sizes
+    content = _joined_fragments(header.pixels)
+    frame = _jpeg_2000_frame(content) if header.syntax in JPEG_2000 else _jpeg_frame(content)
+    if (frame.width, frame.height, frame.channels) != (header.columns, header.rows, 1):
         raise ValueError(
-            f"its compressed picture has {width} × {height} pixels of {channels} channels, "
+            f"its compressed picture has {frame.width} × {frame.height} pixels of {frame.channels} channels, "
             f"its header says {header.columns} × {header.rows} of 1"
         )
+    if frame.bits > header.bits_allocated:
+        raise ValueError(_contradiction(frame, header))
     if header.syntax in (JPEG | JPEG_2000):
-        _require_codec(header)
+        _require_codec(frame, header)
     return frame
+
+
+def _contradiction(frame: _Frame, header: Header) -> str:
+    stored = f"BitsAllocated {header.bits_allocated} and BitsStored {header.bits_stored}"
+    return f"its compressed picture has values of {frame.bits} bits, its header says {stored}"
+
+
+def _require_fit(values: Patterns, frame: _Frame, header: Header) -> None:
+    """Checks that BitsStored holds every value but padding, and that the sign of each is known.
+
+    Args:
+        values: [H, W] as decoded: negative numbers in two's complement of the frame's bits, or of the array's.
+        frame: The compressed picture.
+        header: What the values are to fit.
+    """
+    limit = 1 << min(frame.bits, header.bits_stored)  # of those that are not negative, or whose upper bits are cut off
+    if header.signed and frame.bits != header.bits_stored:
+        limit >>= 1
+    if int(values.max()) < limit:
+        return
+    beyond = values[values >= limit]
+    if header.signed:
+        beyond = beyond.view(f"i{values.itemsize}")
+        if frame.is_signed or frame.bits >= header.bits_stored:  # else nobody knows whether they are negative
+            beyond = beyond[(beyond >= 0) | (beyond < -(1 << (header.bits_stored - 1)))]
+    if header.padding is not None:
+        low, high = header.padding
+        beyond = beyond[(beyond < low) | (beyond > high)]
+    if len(beyond):
+        kind = "signed" if header.signed else "unsigned"
+        raise ValueError(f"{_contradiction(frame, header)}, and {len(beyond)} of the {kind} values do not fit")
 
 
 def _joined_fragments(pixels: memoryview) -> bytes:
@@ -112,40 +157,42 @@ def _joined_fragments(pixels: memoryview) -> bytes:
     return b"".join(fragments[1:])
 
 
-def _jpeg_sizes(frame: bytes) -> tuple[int, int, int]:
-    """Width, height and channels that a JPEG or JPEG-LS picture says it has."""
+def _jpeg_frame(frame: bytes) -> _Frame:
+    """What a JPEG or JPEG-LS picture says of itself."""
     if (scans := frame.count(_JPEG_SCAN)) > MAX_SCANS:
         raise ValueError(f"its compressed picture has {scans} scans, accepted are {MAX_SCANS}")
     place = 2
     while place + 10 <= len(frame) and frame[place] == 0xFF:
         marker = frame[place + 1]
         if marker in _JPEG_SIZES:
-            height, width, channels = struct.unpack_from(">HHB", frame, place + 5)
-            return width, height, channels
+            bits, height, width, channels = struct.unpack_from(">BHHB", frame, place + 4)
+            return _Frame(frame, width, height, channels, bits=bits, is_signed=False)
         place += 1 if marker == 0xFF else 2
         if marker not in _STANDALONE:
             place += int(struct.unpack_from(">H", frame, place)[0])
     raise ValueError("its compressed picture is no JPEG")
 
 
-def _jpeg_2000_sizes(frame: bytes) -> tuple[int, int, int]:
-    """Width, height and channels that a JPEG 2000 picture says it has."""
+def _jpeg_2000_frame(frame: bytes) -> _Frame:
+    """What a JPEG 2000 picture says of itself."""
     place = frame[:4096].find(_CODESTREAM)
     if place < 0:
         raise ValueError("its compressed picture is no JPEG 2000")
     right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", frame, place + 8)
-    (channels,) = struct.unpack_from(">H", frame, place + 40)
+    channels, depth = struct.unpack_from(">HB", frame, place + 40)
     if (right // max(tile_width, 1) + 1) * (bottom // max(tile_height, 1) + 1) > MAX_TILES:
         raise ValueError(f"its compressed picture has over {MAX_TILES} tiles")
-    return right - left, bottom - top, channels
+    return _Frame(frame, right - left, bottom - top, channels, bits=(depth & 0x7F) + 1, is_signed=bool(depth >> 7))
 
 
-def _require_codec(header: Header) -> None:
+def _require_codec(frame: _Frame, header: Header) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
     codec = (JPEG | JPEG_2000)[header.syntax]
-    if header.syntax == EXTENDED_JPEG and header.bits_stored != 8:
-        reason = f"is JPEG Extended of {header.bits_stored} bits, of which only 8 are read"
+    bits = header.bits_stored if header.syntax == EXTENDED_JPEG and frame.bits == 8 else frame.bits
+    if codec == "pillow" and bits != 8:
+        name = "JPEG Extended" if header.syntax == EXTENDED_JPEG else "JPEG Baseline"
+        reason = f"is {name} of {bits} bits, of which only 8 are read"
         raise ImageError(f"{header.path}: {reason}: convert it to Explicit VR Little Endian")
     if codec not in get_decoder(header.syntax).available_plugins:
         raise ImageError(f"{header.path}: needs the codec {codec}: pip install 'aecnn-federated[dicom]'")
