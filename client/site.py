@@ -120,6 +120,11 @@ def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
 
 
 def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospital:
+    if config.partition.by != "equal":
+        raise FederationError(
+            f"plain `flwr run` deals patients out equally, and partition.by is {config.partition.by!r}: set it to "
+            "equal, or use aecnn-simulate run"
+        )
     if config.data.phantom is not None:
         write_phantom(config.data.root, config.data.phantom)
     manifest = _without_test(read_manifest(config.data))

@@ -19,6 +19,7 @@ from aecnn.config import (
     SimulationConfig,
     Split,
     load_config,
+    load_dataset,
     locate_config,
     validate_config,
 )
@@ -167,7 +168,7 @@ def partition(
         PartitionConfig,
         subject="aecnn-simulate partition",
     )
-    record = make_partition(data, config, out, seed=seed, split=split)
+    record = make_partition(load_dataset(data), config, out, seed=seed, split=split)
     if json_:
         print_json({**record.to_json(), "folder": str(out)})
     else:

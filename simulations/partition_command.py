@@ -1,11 +1,12 @@
 """``aecnn-simulate partition``: from a dataset on disk to the three files, and the table on the screen."""
 
+import logging
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from aecnn.config import PartitionConfig, ScannerConfig, Split
+from aecnn.config import DatasetConfig, PartitionConfig, ScannerConfig, Split
 from aecnn.console import say
 from aecnn.data.manifest import read_manifest
 from aecnn.errors import ConfigError, FederationError, ManifestError
@@ -20,16 +21,17 @@ from simulations.partition_record import (
     record_partition,
 )
 
+log = logging.getLogger(__name__)
 NUM_COMMONEST = 4  # findings shown of each hospital
 
 
 def make_partition(
-    data: Path, config: PartitionConfig, out: Path, *, seed: int, split: Split | None
+    dataset: DatasetConfig, config: PartitionConfig, out: Path, *, seed: int, split: Split | None
 ) -> PartitionRecord:
     """Shares a dataset out and writes the record into a new folder.
 
     Args:
-        data: Folder or table.
+        dataset: What to share out; its images are not looked for.
         config: How to share.
         out: The folder to make.
         seed: Of the draws.
@@ -43,13 +45,17 @@ def make_partition(
         RunFolder.refuse_used(out)
     except FederationError as error:
         raise ConfigError("--out", [str(error)]) from error
-    manifest = read_manifest(data, require_images=False)
+    manifest = read_manifest(dataset, require_images=False)
+    for sentence in manifest.consent_warnings:
+        log.warning("%s", sentence)
     if split is None:
         split = "all" if manifest.table["split"].isna().all() else "train_val"
     if split != "all":
         manifest = manifest.of_split(split)
         if len(manifest) == 0:
-            raise ManifestError(data, [f"has no image in the split {split!r}: add {split}_list.txt, or ask for 'all'"])
+            raise ManifestError(
+                manifest.root, [f"has no image in the split {split!r}: add {split}_list.txt, or ask for 'all'"]
+            )
     partition = partition_patients(manifest, config, seed=seed)
     record = record_partition(manifest, partition, config, seed=seed, split=split)
     try:

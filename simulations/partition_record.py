@@ -137,12 +137,11 @@ def record_partition(
         rows = np.flatnonzero(hospital.codes == code)
         targets = manifest.targets[rows]
         positives = (targets == 1.0).sum(axis=0).tolist()
-        without = ~(targets == 1.0).any(axis=1) & ~np.isnan(targets).all(axis=1)
         hospitals[name] = HospitalRecord(
             num_patients=len(own),
             num_images=rows.size,
             positives=dict(zip(FINDINGS, positives, strict=True)),
-            num_without_finding=int(without.sum()),
+            num_without_finding=int(manifest.has_no_finding[rows].sum()),
             images_by_view=_counts(manifest.table["view"].iloc[rows].fillna(UNKNOWN)),
             patients_by={trait: _counts(groups.loc[own]) for trait, groups in grouped.items()},
             scanner=scanners.get(name),

@@ -25,11 +25,13 @@ def draw_scanners(hospitals: Sequence[str], *, seed: int) -> dict[str, ScannerCo
     """Gives each hospital's scanner; the first hospital is the reference, whose images are not shifted.
 
     Args:
-        hospitals: Their names, by which the draws are told apart: more hospitals leave those before them as they are.
+        hospitals: Their names; draws go by the place among them, so more hospitals leave those before as they are.
         seed: Of the run.
     """
     first, *others = hospitals
-    return {first: ScannerConfig()} | {name: _draw(derive_seed(seed, "scanner", name)) for name in others}
+    return {first: ScannerConfig()} | {
+        name: _draw(derive_seed(seed, "scanner", place)) for place, name in enumerate(others, 1)
+    }
 
 
 def _draw(seed: int) -> ScannerConfig:

@@ -103,6 +103,16 @@ def test_check_opens_every_image_by_several_processes_and_writes_a_page(phantom_
     assert broken.name in page.read_text()
 
 
+def test_check_refuses_a_place_for_its_page_before_the_work(phantom_64px, tmp_path):
+    table = next(phantom_64px.glob("Data_Entry*.csv"))
+    before = table.read_bytes()
+    refused = _run("aecnn", "check", phantom_64px, "--report", table, code=2)
+    assert "does not end in .html" in refused.stderr
+    assert refused.stdout == ""
+    assert table.read_bytes() == before
+    assert "is no folder" in _run("aecnn", "check", phantom_64px, "--report", tmp_path / "no" / "r.html", code=2).stderr
+
+
 def test_check_reads_the_mapping_of_a_site_file(tmp_path):
     (tmp_path / "export.csv").write_text("File,MRN,PTX\na.png,1,1\nb.png,2,0\n")
     table = {"file": "export.csv", "image_column": "File", "patient_column": "MRN"}

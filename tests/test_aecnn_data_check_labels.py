@@ -143,6 +143,19 @@ def test_the_floor_counts_patients_and_not_rows(tmp_path: Path) -> None:
     )
 
 
+def test_a_lateral_view_in_the_table_is_a_warning(tmp_path: Path) -> None:
+    found = outcome(
+        check_labels(write_table(tmp_path, "a.png,Mass,0,1,50,F,Lateral", "b.png,Mass,0,2,50,F,PA")), "views"
+    )
+    assert found.status == "warn"
+    assert found.details == ("1 images are 'LATERAL'",)
+
+
+def test_no_finding_counts_where_none_of_the_labelled_ones_is_there(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,patient,Mass,Nodule\na.png,1,0,\nb.png,2,,\nc.png,3,0,1\n")
+    assert check_labels(tmp_path).findings["No Finding"] == 1
+
+
 def test_withdrawn_patients_are_counted_and_unknown_ids_told(tmp_path: Path) -> None:
     write_table(tmp_path, "a.png,Mass,0,1,50,F,PA", "b.png,Mass,0,2,50,F,PA")
     (tmp_path / "excluded_patients.txt").write_text("0002\n77\n")

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
 from aecnn.config import DatasetConfig, FilesConfig
-from aecnn.data.check.duplicates import NEAR_BITS, identical, near_pairs
+from aecnn.data.check.duplicates import NEAR_BITS, identical, near_groups
 from aecnn.data.check.files import examine_file, examine_files
 from aecnn.data.check.outcome import Outcome
 from aecnn.data.check.page import write_page
@@ -36,27 +37,24 @@ def dataset(phantom_64px: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantom_64px, tmp_path / "data"))
 
 
-@given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 12))
-def test_near_pairs_are_those_of_counting_bits(seed: int, num_rows: int, max_distance: int) -> None:
+@given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 8))
+def test_near_groups_are_the_connected_parts_of_counting_bits(seed: int, num_rows: int, max_distance: int) -> None:
     bits = np.random.default_rng(seed).random((num_rows, 24)) < 0.5
-    expected = [
-        (first, second, int((bits[first] != bits[second]).sum()))
-        for first in range(num_rows)
-        for second in range(first + 1, num_rows)
-        if (bits[first] != bits[second]).sum() <= max_distance
-    ]
-    assert near_pairs(bits, max_distance=max_distance) == expected
+    near = (bits[:, None] != bits[None]).sum(axis=2) <= max_distance
+    count, parts = connected_components(near)
+    expected = [np.flatnonzero(parts == part).tolist() for part in range(count)]
+    found = near_groups(bits, max_distance=max_distance)
+    assert sorted(found) == sorted(group for group in expected if len(group) > 1)
 
 
-def test_near_pairs_are_found_across_blocks() -> None:
+def test_near_groups_reach_across_blocks_and_many_equal_hashes_cost_little() -> None:
     bits = np.random.default_rng(0).random((1200, 256)) < 0.5
     bits[1100] = bits[3]
     bits[1100, :NEAR_BITS] ^= True
     bits[700] = bits[3]
-    bits[700, : NEAR_BITS + 1] ^= True
-    pairs = near_pairs(bits)
-    assert (3, 1100, NEAR_BITS) in pairs
-    assert (3, 700) not in [pair[:2] for pair in pairs]
+    bits[700, -NEAR_BITS - 1 :] ^= True
+    assert near_groups(bits) == [[3, 1100]]
+    assert near_groups(np.repeat(bits[:1], 60_000, axis=0)) == [list(range(60_000))]
 
 
 def test_identical_groups_leave_out_what_could_not_be_read() -> None:
@@ -73,7 +71,7 @@ def test_a_copy_in_other_clothes_is_near_and_another_radiograph_is_not(real_data
         for name in ("copy.jpg", "copy.png"):
             copy = examine_file(tmp_path / name, files=FILES).phash
             assert (copy != phash).sum() <= NEAR_BITS
-    assert near_pairs(np.stack(originals)) == []
+    assert near_groups(np.stack(originals)) == []
 
 
 def test_files_are_examined_alike_in_one_process_and_in_two(phantom_64px: Path) -> None:
@@ -134,7 +132,7 @@ def test_sixteen_bit_images_that_leave_their_upper_bits_empty_fail_with_the_sett
         Image.fromarray(grey << 4 | 15).save(path)
     found = outcome(check(dataset), "bit-depth")
     assert found.status == "fail"
-    assert "set data.files.bits_stored to 12" in found.details[0]
+    assert "set data.files.bits_stored to 12, where it is 16" in found.details[0]
     assert outcome(check(dataset, files=FilesConfig(bits_stored=12)), "bit-depth").status == "pass"
 
 
@@ -156,8 +154,42 @@ def test_blank_pictures_are_suspects_with_a_picture_in_the_report(dataset: Path,
     assert "<script" not in text
 
 
+def test_the_page_shows_the_surest_suspects_and_says_how_many_there_are(dataset: Path, tmp_path: Path) -> None:
+    for path in (dataset / "images").glob("*.png"):
+        Image.new("L", (64, 64), color=3).save(path)
+    report = check(dataset)
+    found = outcome(report, "blank")
+    assert found.status == "fail"
+    assert len(found.suspects) == report.num_images
+    surenesses = [suspect.sureness for suspect in found.suspects]
+    assert surenesses == sorted(surenesses, reverse=True)
+    assert [suspect.picture is not None for suspect in found.suspects] == [row < 24 for row in range(len(surenesses))]
+    assert outcome(report, "near-duplicates").status == "pass"  # blank pictures are no copies of each other
+    write_page(report, tmp_path / "report.html")
+    assert "the 24 surest are shown" in (tmp_path / "report.html").read_text()
+
+
+def test_files_of_withdrawn_patients_are_counted_and_not_named(dataset: Path) -> None:
+    table = read_manifest(dataset).table
+    patient = table["patient"].iloc[0]
+    (dataset / "excluded_patients.txt").write_text(patient)
+    found = outcome(check(dataset), "files")
+    count = int((table["patient"] == patient).sum())
+    assert found.summary == f"{count} files of withdrawn patients are still there: delete them"
+    assert found.details == ()
+
+
+def test_one_full_picture_does_not_hide_dark_ones(dataset: Path) -> None:
+    paths = sorted((dataset / "images").glob("*.png"))
+    for path in paths[1:]:
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) << 4 | 15).save(path)
+    Image.fromarray(np.asarray(Image.open(paths[0])).astype(np.uint16) << 8 | 255).save(paths[0])
+    found = outcome(check(dataset), "bit-depth")
+    assert found.status == "fail"
+    assert f"{len(paths) - 1} of {len(paths)} images" in found.summary
+
+
 def test_names_in_the_table_cannot_write_the_page(dataset: Path, tmp_path: Path) -> None:
-    table = dataset / "Data_Entry_2017.csv"
     table = next(dataset.glob("Data_Entry_2017*.csv"))
     table.write_text(table.read_text().replace("No Finding", "<script>alert(1)</script>", 1))
     write_page(check(dataset), tmp_path / "report.html")

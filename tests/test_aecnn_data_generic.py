@@ -92,6 +92,23 @@ def test_a_patient_in_two_splits_of_the_column_is_refused(tmp_path: Path) -> Non
     )
 
 
+def test_a_forgotten_split_is_a_fault_and_no_split_at_all_is_none(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "a.png", "b.png")
+    config = DatasetConfig(root=tmp_path, table=TableConfig(split_column="part"))
+    (tmp_path / "labels.csv").write_text("image,patient,part,Mass\na.png,1,test,0\nb.png,1,,1\n")
+    assert "row 3: split '' is none of" in faults_of(config)[0]
+    (tmp_path / "labels.csv").write_text("image,patient,part,Mass\na.png,1,,0\nb.png,1,,1\n")
+    assert read_manifest(config).table["split"].isna().all()
+
+
+def test_images_may_lie_outside_the_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "archive", "a.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "labels.csv").write_text("image,patient,Mass\na.png,1,0\nb.png,2,0\n")
+    config = DatasetConfig(root=tmp_path / "data", table=TableConfig(images_folder=str(tmp_path / "archive")))
+    assert faults_of(config) == ("labels.csv row 3: image 'b.png' is not in ../archive: add it or remove the row",)
+
+
 def test_missing_columns_are_named_with_their_keys_and_the_nearest_heading(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,pateint,Efusion\na.png,1,0\n")
     assert "no column 'patient' in the header; did you mean 'pateint'?" in faults_of(tmp_path)[0]

@@ -115,6 +115,22 @@ def test_an_unreadable_image_is_refused_or_skipped_and_counted_as_the_site_file_
     assert np.isin(broken, data.loaded.manifest.table["image"]) == np.False_
 
 
+def test_plain_flwr_run_refuses_a_partition_that_it_cannot_make(phantom_64px, tmp_path):
+    config = yaml.safe_load((PROJECT / "configs" / "flwr_run.yaml").read_text())
+    config |= {"data": {"root": str(phantom_64px)}, "partition": {"by": "labels", "num_hospitals": 2, "alpha": 1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(FederationError, match=r"partition\.by is 'labels'"):
+        hospital_of({"partition-id": 0, "num-partitions": 2}, {"config": str(tmp_path / "run.yaml")})
+
+
+def test_a_table_by_its_own_path_keeps_the_lists_beside_it(phantom_64px, tmp_path):
+    table = next(phantom_64px.glob("Data_Entry*.csv"))
+    by_table, by_folder = (
+        read_hospital(_site(tmp_path / name, root)) for name, root in (("t", table), ("f", phantom_64px))
+    )
+    assert by_table.manifest.table.equals(by_folder.manifest.table)
+
+
 def test_a_patient_who_withdraws_is_gone_with_the_next_message(phantom_64px, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(phantom_64px, root)

@@ -102,7 +102,19 @@ def test_a_partition_can_be_read_back_with_the_same_hash_even_with_patients_left
     assert first["hospitals"] == second["hospitals"]
 
 
-def test_test_images_are_left_out_unless_asked_for_and_a_table_alone_is_shared_out_whole(phantom_64px, tmp_path):
+def test_a_yaml_says_where_the_table_and_the_withdrawn_patients_are(tmp_path):
+    (tmp_path / "own.csv").write_text("image,MRN,Mass\n" + "".join(f"{row}.png,{row},{row % 2}\n" for row in range(8)))
+    (tmp_path / "withdrawn.txt").write_text("3\n99\n")
+    data = {"root": str(tmp_path), "table": {"file": "own.csv", "patient_column": "MRN"}}
+    (tmp_path / "site.yaml").write_text(json.dumps({"data": {**data, "excluded_patients": "withdrawn.txt"}}))
+    out = tmp_path / "out"
+    shown, _ = _partition(tmp_path / "site.yaml", "--hospitals", 2, "--json", "--out", out)
+    assert json.loads(shown)["num_patients"] == 7
+    patients = (out / "patients.csv").read_text().split()
+    assert not any(line.startswith("3,") for line in patients)
+
+
+def test_test_images_are_left_out_unless_asked_for_also_of_a_table_by_its_own_path(phantom_64px, tmp_path):
     manifest = read_manifest(phantom_64px, require_images=False)
     trains, tests = (len(manifest.of_split(split)) for split in ("train_val", "test"))
     table = next(phantom_64px.glob("Data_Entry*.csv"))
@@ -110,11 +122,14 @@ def test_test_images_are_left_out_unless_asked_for_and_a_table_alone_is_shared_o
         ("default", [phantom_64px], trains),
         ("test", [phantom_64px, "--split", "test"], tests),
         ("all", [phantom_64px, "--split", "all"], trains + tests),
-        ("table", [table], trains + tests),
+        ("table", [table], trains),
     ):
         shown, _ = _partition(*arguments, "--hospitals", 2, "--json", "--out", tmp_path / name)
         assert json.loads(shown)["num_images"] == num_images
-    _, told = _partition(table, "--hospitals", 2, "--split", "test", "--out", tmp_path / "x", code=2)
+    alone = tmp_path / "alone" / table.name
+    alone.parent.mkdir()
+    alone.write_bytes(table.read_bytes())
+    _, told = _partition(alone, "--hospitals", 2, "--split", "test", "--out", tmp_path / "x", code=2)
     assert "no image in the split 'test'" in told
 
 

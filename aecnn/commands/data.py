@@ -100,8 +100,11 @@ def check(
     dataset = load_dataset(data)
     if not dataset.root.exists():
         raise ManifestError(dataset.root, ["is not there: give the folder that holds the table and images/"])
-    from aecnn.data.check.page import write_page
+    from aecnn.data.check.page import refuse_place, write_page
     from aecnn.data.check.report import check_dataset
+
+    if report is not None:
+        refuse_place(report)
 
     with progress_bar("opening images") as (progress, task):
         found = check_dataset(
@@ -111,13 +114,13 @@ def check(
             num_workers=workers or os.cpu_count() or 1,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if report is not None:
-        write_page(found, report)
     if json_:
         print_json(found.to_json())
     else:
         _show_report(found, Console())
-        if report is not None:
+    if report is not None:
+        write_page(found, report)
+        if not json_:
             say(Console(), f"report: {escape(str(report))} (shows patients: keep it in the hospital)")
     if found.status == "fail":
         raise typer.Exit(EXIT_FAULTS_FOUND)
@@ -196,6 +199,8 @@ def _show_cache(made: "CacheReport", *, json_: bool) -> None:
     if json_:
         print_json(vars(made) | {"folder": str(made.folder), "unreadable": list(made.unreadable)})
         return
+    for sentence in made.warnings:
+        say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")
     for sentence in made.unreadable:
         say(Console(stderr=True), f"skipped: {escape(sentence)}")
     done = (

@@ -39,7 +39,10 @@ def evaluate(
     ] = None,
     targets: Annotated[
         Path | None,
-        typer.Option(help="With --predictions: CSV `Image Index,Patient ID,<findings 0/1/empty>`.", show_default=False),
+        typer.Option(
+            help="With --predictions: CSV `Image Index,Patient ID,<findings>`; knows no withdrawn patients.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Which official list of --data.")] = "test",
     on_unreadable: Annotated[

@@ -26,9 +26,14 @@ def to_input(images: Tensor, config: ImagesConfig) -> Tensor:
     Returns:
         float32 [B, 1, C, C].
     """
-    margin = (images.shape[-1] - config.input_size_px) // 2
+    margin = _centre_margin(images.shape[-1], config.input_size_px)
     crop = images[..., margin : margin + config.input_size_px, margin : margin + config.input_size_px]
     return crop.float().div_(255.0)
+
+
+def _centre_margin(size_px: int, crop_px: int) -> int:
+    """Where a centre crop begins; of an odd margin torchvision rounds the half to the even number, and so do we."""
+    return round((size_px - crop_px) / 2)
 
 
 def ten_crops(images: Tensor, config: ImagesConfig) -> Tensor:
@@ -43,7 +48,8 @@ def ten_crops(images: Tensor, config: ImagesConfig) -> Tensor:
         the mirrored images. Number `CENTRE_CROP` is what `to_input` gives.
     """
     end, crop = images.shape[-1] - config.input_size_px, config.input_size_px
-    corners = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
+    centre = _centre_margin(images.shape[-1], crop)
+    corners = ((0, 0), (0, end), (end, 0), (end, end), (centre, centre))
     views = [
         view[..., top : top + crop, left : left + crop] for view in (images, images.flip(-1)) for top, left in corners
     ]

@@ -1,10 +1,11 @@
 """Patients who withdrew their consent: left out when a dataset is read, so that nothing behind the reader sees them.
 
-The list is a text file with one patient id a line, spelled as in the table; blank lines and lines that start with ``#``
-do not count. ``excluded_patients.txt`` in the dataset's folder always counts, ``data.excluded_patients`` names another
+The list is a text file with one patient id a line, spelled as in the table. What follows a ``#`` does not count, nor do
+blank lines. ``excluded_patients.txt`` in the dataset's folder always counts, ``data.excluded_patients`` names another
 file, and both may be there.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from aecnn.data.columns import canonical_patients
 from aecnn.data.tables import read_list, shown
 from aecnn.errors import ManifestError
 
-ConsentState = tuple[tuple[str, int, int], ...]  # path, size in bytes and time of change of each list
+ConsentState = tuple[tuple[str, str], ...]  # path and SHA-256 of each list
 
 LIST_NAME = "excluded_patients.txt"
 _NAMED = 5  # ids named in a warning
+_NO_ID = r"[,;\t\"']"  # what a line of a table has in it, and no patient's id
 
 
 def consent_lists(dataset: DatasetConfig) -> tuple[Path, ...]:
@@ -26,15 +28,17 @@ def consent_lists(dataset: DatasetConfig) -> tuple[Path, ...]:
     folder = dataset.root if dataset.root.is_dir() else dataset.root.parent
     named = [] if dataset.excluded_patients is None else [folder / Path(dataset.excluded_patients).expanduser()]
     always = folder / LIST_NAME
-    return tuple(dict.fromkeys([*([always] if always.exists() else []), *named]))
+    return tuple(dict.fromkeys([*([always] if os.path.lexists(always) else []), *named]))  # a dangling link counts
 
 
 def consent_state(dataset: DatasetConfig) -> ConsentState:
-    """Gives what changes when a list does (path, size, time of change), so that what was read before can be dropped."""
+    """Gives what changes when a list does, so that what was read before can be dropped; they are small files."""
     state = []
     for path in consent_lists(dataset):
-        status = path.stat() if path.exists() else None
-        state.append((os.fspath(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
+        try:
+            state.append((os.fspath(path), hashlib.sha256(path.read_bytes()).hexdigest()))
+        except OSError:
+            state.append((os.fspath(path), "unreadable"))  # reading it anew then says so
     return tuple(state)
 
 
@@ -42,7 +46,8 @@ def withdrawn_patients(dataset: DatasetConfig) -> frozenset[str]:
     """Gives the patients to leave out, in the spelling of `canonical_patients`.
 
     Raises:
-        ManifestError: A list that is named or there cannot be read: without it, nobody may be read.
+        ManifestError: A list that is named or there cannot be read, or has lines that are no ids: without it, nobody
+            may be read.
     """
     withdrawn: set[str] = set()
     for path in consent_lists(dataset):
@@ -51,8 +56,15 @@ def withdrawn_patients(dataset: DatasetConfig) -> frozenset[str]:
                 path,
                 [f"{path.name}: the list of withdrawn patients is missing: restore it, or mend data.excluded_patients"],
             )
-        entries = read_list(path)
-        withdrawn |= set(canonical_patients(entries[~entries.str.startswith("#")].reset_index(drop=True)))
+        ids = read_list(path).str.partition("#")[0].str.strip()
+        odd = ids[ids.str.contains(_NO_ID, regex=True)]
+        if len(odd):
+            raise ManifestError(
+                path,
+                [f"{path.name} line {line}: {shown(cell)} is no patient's id: write one a line, and remarks behind a #"
+                 for line, cell in odd.items()],
+            )  # fmt: skip
+        withdrawn |= set(canonical_patients(ids[ids != ""].reset_index(drop=True)))
     return frozenset(withdrawn)
 
 

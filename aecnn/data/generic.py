@@ -110,13 +110,16 @@ def targets_of_columns(
 
 
 def splits_of(cells: pd.Series, rows: npt.NDArray[np.int64]) -> tuple[pd.Series, RowFaults]:
-    """Gives the split of each row, ``train_val`` or ``test``, missing where the cell is empty; and the faults."""
+    """Gives the split of each row, ``train_val`` or ``test``, missing where all cells are empty; and the faults.
+
+    An empty cell beside filled ones is a fault: nobody may train on an image because its cell was forgotten.
+    """
     codes, spellings = pd.factorize(cells.to_numpy(dtype=object))
     known = [_SPLITS.get(str(spelling).lower()) for spelling in spellings]
     faults = [
         (int(row), f"split {shown(str(spelling))} is none of {', '.join(_SPLITS)}")
         for code, spelling in enumerate(spellings)
-        if spelling != "" and known[code] is None
+        if known[code] is None and (spelling != "" or len(spellings) > 1)
         for row in rows[codes == code]
     ]
     return pd.Series(known, dtype=str).take(codes).reset_index(drop=True), faults

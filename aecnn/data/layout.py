@@ -56,7 +56,7 @@ def is_official(path: Path) -> bool:
 
 
 def split_column(
-    root: Path, *, table: pd.DataFrame, table_name: str, places: Sequence[str], faults: list[str]
+    root: Path, *, table: pd.DataFrame, table_name: str, places: Sequence[str], whole: bool, faults: list[str]
 ) -> pd.Series:
     """Gives the official split of each row by the two lists; missing where the folder has no lists.
 
@@ -65,6 +65,7 @@ def split_column(
         table: [N] rows with the columns ``image`` and ``patient``.
         table_name: The table's file name, for the faults.
         places: [N] where each row comes from, for the faults.
+        whole: Whether the table should name every listed image, as the folder's own does.
         faults: Gets a sentence for each contradiction.
     """
     splits = pd.Series([None] * len(table), dtype=str)
@@ -77,7 +78,7 @@ def split_column(
         splits[masks[split]] = split
         for line, name in entries[entries.duplicated()].items():
             faults.append(f"{entries.name} line {line}: image {shown(name)} is listed again: remove it")
-        for line, name in entries[~entries.isin(images)].items():
+        for line, name in entries[~entries.isin(images)].items() if whole else ():
             faults.append(f"{entries.name} line {line}: image {shown(name)} is not in {table_name}: remove it")
     first, second = (str(entries.name) for entries in listed.values())
     for index in np.flatnonzero(masks["train_val"] & masks["test"]).tolist():
@@ -123,7 +124,7 @@ def path_column(
         faults.append(f"no folder of images in {root}: looked for {looked_for}{key}")
         return pd.Series([None] * len(images), dtype=str)
     files = image_files(root, table, images=images, faults=faults)
-    looked_in = ", ".join(place.relative_to(root).as_posix() for place in folders)
+    looked_in = ", ".join(os.path.relpath(place, root) for place in folders)
     absent = (~images.isin(list(files))).to_numpy(dtype=bool)
     for index in np.flatnonzero(absent).tolist():
         faults.append(f"{places[index]}: image {shown(images[index])} is not in {looked_in}: add it or remove the row")

@@ -54,14 +54,16 @@ class Manifest:
             missing where the folder has no lists).
         targets: [N, 14] 1 where the finding is there, 0 where it is not, NaN where that is not known.
         warnings: What was put right on the way, counted; one sentence a kind.
-        num_withdrawn_images: Rows left out because their patients withdrew their consent.
+        consent_warnings: Of `warnings`, those of the lists of withdrawn patients: whoever reads should see them.
+        withdrawn_images: Images left out because their patients withdrew their consent.
     """
 
     root: Path
     table: pd.DataFrame
     targets: npt.NDArray[np.float32]  # [N, 14]
     warnings: tuple[str, ...] = ()
-    num_withdrawn_images: int = 0
+    consent_warnings: tuple[str, ...] = ()
+    withdrawn_images: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,6 +72,11 @@ class Manifest:
     def patients(self) -> tuple[str, ...]:
         """The patients, each once, in alphabetical order."""
         return tuple(sorted(self.table["patient"].unique()))
+
+    @property
+    def has_no_finding(self) -> npt.NDArray[np.bool_]:
+        """[N] Whether none of the labelled findings is in the image, and at least one is labelled."""
+        return np.asarray(~(self.targets == 1).any(axis=1) & ~np.isnan(self.targets).all(axis=1))
 
     def select(self, rows: npt.ArrayLike) -> "Manifest":
         """Gives the manifest of some rows.
@@ -99,8 +106,7 @@ def read_manifest(dataset: DatasetConfig | Path, *, require_images: bool = True)
     """Reads and validates a dataset, without the patients who withdrew their consent.
 
     Args:
-        dataset: What to read. A path is a folder in one of the known layouts, or a table in it by its own path (then
-            without official splits).
+        dataset: What to read. A path is a folder in one of the known layouts, or a table in it by its own path.
         require_images: Whether every row must have its file; if not, no file is looked for.
 
     Raises:
@@ -138,7 +144,6 @@ class Parsed:
         table_faults: Of the table and its cells.
         split_faults: Of the official lists or the split column.
         file_faults: Images that are not there, or there twice.
-        consent_warnings: Of the lists of withdrawn patients.
         mapping: Of a table of the hospital's own; None for the official layout.
     """
 
@@ -146,7 +151,6 @@ class Parsed:
     table_faults: tuple[str, ...] = ()
     split_faults: tuple[str, ...] = ()
     file_faults: tuple[str, ...] = ()
-    consent_warnings: tuple[str, ...] = ()
     mapping: TableConfig | None = None
 
     @property
@@ -170,20 +174,19 @@ def parse_manifest(dataset: DatasetConfig | Path, *, require_images: bool) -> Pa
     places = [f"{path.name} row {row}" for row in raw.rows]
     if mapping is not None and mapping.split_column is not None:
         split_faults += shared_patients_faults(table, names=("train_val", "test"))
-    elif config.root != path:
-        table["split"] = split_column(root, table=table, table_name=path.name, places=places, faults=split_faults)
-    consent_warnings = unknown_patients(withdrawn, table["patient"])
+    else:
+        table["split"] = split_column(
+            root, table=table, table_name=path.name, places=places, whole=config.root != path, faults=split_faults
+        )
+    consent_warnings = tuple(unknown_patients(withdrawn, table["patient"]))
     stays = (~table["patient"].isin(list(withdrawn))).to_numpy(dtype=bool)
+    withdrawn_images = frozenset(table["image"][~stays])
     table = table[stays].reset_index(drop=True)
     if require_images:
         places = [place for place, stay in zip(places, stays, strict=True) if stay]
         table["path"] = path_column(root, mapping, images=table["image"], places=places, faults=file_faults)
-    manifest = Manifest(
-        root, table, targets[stays], (*warnings, *consent_warnings), num_withdrawn_images=int((~stays).sum())
-    )
-    return Parsed(
-        manifest, tuple(table_faults), tuple(split_faults), tuple(file_faults), tuple(consent_warnings), mapping
-    )
+    manifest = Manifest(root, table, targets[stays], (*warnings, *consent_warnings), consent_warnings, withdrawn_images)
+    return Parsed(manifest, tuple(table_faults), tuple(split_faults), tuple(file_faults), mapping)
 
 
 def _read_raw(path: Path, mapping: TableConfig | None) -> tuple[RawTable, TableConfig | None]:

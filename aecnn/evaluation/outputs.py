@@ -14,7 +14,7 @@ from pytorch_msssim import ssim as structural_similarity
 from torch import Tensor
 
 from aecnn.config import ImagesConfig, TestCrops
-from aecnn.data.augmentation import ten_crops, to_input
+from aecnn.data.augmentation import CENTRE_CROP, ten_crops, to_input
 from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
 from aecnn.findings import NUM_FINDINGS
@@ -72,10 +72,12 @@ def run_model(
             batch = rows[start : start + batch_size]
             pixels = reader.read(batch)
             images = to_input(pixels, images_config)
-            logits, reconstruction = _forward(model, images, precision)
-            if crops == "ten":
-                others = (_forward(model, crop, precision)[0] for crop in ten_crops(pixels, images_config))
-                logits = logit_of_mean(torch.stack(list(others)))
+            views = ten_crops(pixels, images_config) if crops == "ten" else images[None]
+            outputs = [_forward(model, view, precision) for view in views]
+            logits = (
+                logit_of_mean(torch.stack([of_view for of_view, _ in outputs])) if crops == "ten" else outputs[0][0]
+            )
+            reconstruction = outputs[CENTRE_CROP if crops == "ten" else 0][1]
             bce = masked_bce_per_image(logits, targets[torch.from_numpy(batch)].to(device))
             mse = (reconstruction - images).square().flatten(1).mean(1)
             similar = (

@@ -66,7 +66,7 @@ def main() -> None:
         write_phantom(root, PHANTOMS)
         out = Path(folder) / "hospitals"
         config = PartitionConfig(by="labels", num_hospitals=10, alpha=0.5, min_patients=4)
-        make_partition(root, config, out, seed=7, split=None)
+        make_partition(DatasetConfig(root=root), config, out, seed=7, split=None)
         screenshot(out / "partition.svg", HERE / "partition.png", width_px=980, height_px=640)
         spoil(root)
         page = Path(folder) / "check.html"

@@ -73,9 +73,9 @@ def count_labels(manifest: Manifest) -> LabelCounts:
 
 
 def positives(manifest: Manifest) -> dict[str, int]:
-    """Gives the images with each finding, in the usual order, and with none of them (``No Finding``)."""
+    """Gives the images with each finding, in the usual order, and with none of those labelled (``No Finding``)."""
     counts = {name: int((manifest.targets[:, index] == 1).sum()) for index, name in enumerate(FINDINGS)}
-    return counts | {NO_FINDING: int((manifest.targets == 0).all(axis=1).sum())}
+    return counts | {NO_FINDING: int(manifest.has_no_finding.sum())}
 
 
 def check_counts(counts: LabelCounts, *, floor: int) -> list[Outcome]:

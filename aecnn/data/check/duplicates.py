@@ -24,25 +24,29 @@ def identical(hashes: list[str]) -> Groups:
     return [group for group in rows.values() if len(group) > 1]
 
 
-def near_pairs(bits: npt.NDArray[np.bool_], *, max_distance: int = NEAR_BITS) -> list[tuple[int, int, int]]:
-    """Gives all pairs of hashes that differ in few bits.
+def near_groups(bits: npt.NDArray[np.bool_], *, max_distance: int = NEAR_BITS) -> Groups:
+    """Gives the groups of hashes that hang together: each differs in few bits from another of its group.
 
     Two hashes of K bits as ±1 have the scalar product K − 2·distance, so that all distances are one matrix product:
-    exact in float32, and faster than any index at these sizes.
+    exact in float32, and faster than any index at these sizes. Equal hashes are compared once.
 
     Args:
         bits: [N, K] hashes.
-        max_distance: Largest number of differing bits.
-
-    Returns:
-        (first row, second row, distance), first < second, in order.
+        max_distance: Largest number of differing bits between neighbours.
     """
-    signs = np.where(bits, np.float32(1), np.float32(-1))  # [N, K]
-    pairs: list[tuple[int, int, int]] = []
+    single, first_rows, codes = np.unique(np.packbits(bits, axis=1), axis=0, return_index=True, return_inverse=True)
+    signs = np.where(bits[first_rows], np.float32(1), np.float32(-1))  # [M, K]
+    leaders = list(range(len(single)))  # of each hash's group so far
+
+    def leader(hash_: int) -> int:
+        while leaders[hash_] != hash_:
+            leaders[hash_] = leaders[leaders[hash_]]
+            hash_ = leaders[hash_]
+        return hash_
+
     for start in range(0, len(signs), _BLOCK):
-        products = signs[start : start + _BLOCK] @ signs[start:].T  # [block, N − start]
-        for first, second in np.argwhere(products >= bits.shape[1] - 2 * max_distance).tolist():
-            if second > first:
-                distance = int(bits.shape[1] - products[first, second]) // 2
-                pairs.append((start + first, start + second, distance))
-    return pairs
+        products = signs[start : start + _BLOCK] @ signs[start:].T  # [block, M − start]
+        near = np.argwhere(products >= bits.shape[1] - 2 * max_distance)
+        for first, second in (near[near[:, 1] > near[:, 0]] + start).tolist():
+            leaders[leader(second)] = leader(first)
+    return identical([str(leader(code)) for code in codes.ravel().tolist()])

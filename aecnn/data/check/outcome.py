@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_PICTURES = 24  # suspects of one check shown in the report; all are listed
+
 Status = Literal["pass", "warn", "fail"]
 _SEVERITY: dict[Status, int] = {"pass": 0, "warn": 1, "fail": 2}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from aecnn.data.check.counts import EVALUABLE_PATIENTS
+from aecnn.data.check.outcome import MAX_PICTURES
 from aecnn.data.check.page_template import CHECK_STYLE, CHECK_TEMPLATE
 from aecnn.data.check.report import DataReport
-from aecnn.errors import ManifestError
+from aecnn.errors import ConfigError, ManifestError
 from aecnn.page_style import PAGE_STYLE
 
 MOST_DETAILS = 100  # lines of one check on the page; the JSON has all
@@ -21,6 +22,21 @@ _VERDICTS = {
     "warn": "look at the warnings before joining",
     "fail": "mend the failures before joining",
 }
+
+
+def refuse_place(path: Path) -> None:
+    """Refuses a place for the page before the work is done.
+
+    Raises:
+        ConfigError: It is no .html file (it might be the table), or its folder is not there or not to be written to.
+    """
+    faults = []
+    if path.suffix.lower() not in (".html", ".htm"):
+        faults.append("does not end in .html: give the page a name of its own")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        faults.append(f"{path.absolute().parent} is no folder that can be written to: make it, or give another")
+    if faults:
+        raise ConfigError(f"--report {path}", faults)
 
 
 def write_page(report: DataReport, path: Path) -> None:
@@ -67,6 +83,7 @@ def render(report: DataReport) -> str:
         numbers={name: numbers[name] for name in _VERDICTS},
         most=MOST_DETAILS,
         evaluable=EVALUABLE_PATIENTS,
+        shown=MAX_PICTURES,
         largest=max(report.num_images, 1),
         groups=groups,
         pictures=any(suspect.picture for check in report.checks for suspect in check.suspects),

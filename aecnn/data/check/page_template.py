@@ -67,7 +67,7 @@ CHECK_TEMPLATE = """\
   <div class="rail"><h2>Suspects</h2><p>What the checks think of single radiographs, the surest first. They err: how often, on other images, is in the documentation.</p></div>
   <div class="content">
   {% for check in report.checks if check.suspects %}
-    <h3 id="{{ check.check }}">{{ check.title }}</h3><p class="muted">{{ check.summary }}</p>
+    <h3 id="{{ check.check }}">{{ check.title }}</h3><p class="muted">{{ check.summary }}{% if check.suspects|length > shown %}; the {{ shown }} surest are shown, --json lists all{% endif %}</p>
     <div class="gallery">
     {% for suspect in check.suspects if suspect.picture %}
       <figure><img src="{{ suspect.picture|png }}" alt="{{ suspect.image }}"><figcaption><b>{{ suspect.image }}</b>patient {{ suspect.patient }}<br>{{ suspect.sentence }}{% if suspect.sureness is not none %} <span class="muted">({{ "%.2f"|format(suspect.sureness) }})</span>{% endif %}</figcaption></figure>

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,17 @@ import pandas as pd
 from PIL import Image
 
 from aecnn.config import FilesConfig
-from aecnn.data.check.duplicates import identical, near_pairs
+from aecnn.data.check.duplicates import identical, near_groups
 from aecnn.data.check.files import FileFacts, examine_files
-from aecnn.data.check.outcome import Outcome, Status, Suspect, outcome_of_faults
+from aecnn.data.check.outcome import MAX_PICTURES, Outcome, Status, Suspect, outcome_of_faults
 from aecnn.data.check.radiographs import Kind, inspect
 from aecnn.data.manifest import Manifest
 from aecnn.progress import OnProgress
 
-MAX_PICTURES = 24  # suspects of one check shown in the report; all are listed
 PICTURE_SIDE_PX = 192
 SMALLEST_SIDE_PX = 224  # of the files: below it, the model sees mostly interpolation
+MAX_NAMED = 5  # images or patients of one group named in a sentence
+DARK_BITS = 2  # upper bits left empty: the brightest pixel is below a quarter of the scale
 MANY_SUSPECTS = 0.05  # above this share of a dataset it is no chance: the export is wrong
 _BATCH = 128  # thumbnails inspected at once
 
@@ -43,7 +45,7 @@ class _Examined:
     rows: list[int] = field(default_factory=list)  # of the readable images
     storage: Counter[str] = field(default_factory=Counter)
     sides: Counter[tuple[int, int]] = field(default_factory=Counter)
-    bits_used: dict[str, int] = field(default_factory=dict)  # the most that any file of a storage kind uses
+    dark: Counter[tuple[str, int]] = field(default_factory=Counter)  # storage and bits used, where too few
     sha256: list[str] = field(default_factory=list)
     phashes: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     suspects: dict[Kind, list[Suspect]] = field(default_factory=lambda: {kind: [] for kind in _TITLES})
@@ -90,7 +92,7 @@ def _examine(table: pd.DataFrame, *, files: FilesConfig, num_workers: int, on_pr
                 if facts.fault:
                     examined.faults.append(facts.fault)
                 else:
-                    _keep(examined, row, facts)
+                    _keep(examined, row, facts, files)
                     waiting.append((row, facts))
                 row += 1
             if len(waiting) >= _BATCH:
@@ -102,11 +104,13 @@ def _examine(table: pd.DataFrame, *, files: FilesConfig, num_workers: int, on_pr
     return examined
 
 
-def _keep(examined: _Examined, row: int, facts: FileFacts) -> None:
+def _keep(examined: _Examined, row: int, facts: FileFacts, files: FilesConfig) -> None:
     examined.rows.append(row)
     examined.storage[facts.storage] += 1
     examined.sides[facts.width_px, facts.height_px] += 1
-    examined.bits_used[facts.storage] = max(facts.bits_used, examined.bits_used.get(facts.storage, 0))
+    declared = files.bits_stored if facts.storage.startswith("PNG") else facts.bits
+    if facts.bits > 8 and facts.bits_used <= declared - DARK_BITS:
+        examined.dark[facts.storage, facts.bits_used] += 1
     examined.sha256.append(facts.sha256)
     if facts.phash is not None:
         examined.phashes.append(facts.phash)
@@ -127,9 +131,20 @@ def _inspect(examined: _Examined, waiting: list[tuple[int, FileFacts]], table: p
                 patient=cells["patient"],
                 sentence=suspicion.sentence,
                 sureness=round(suspicion.sureness, 4),
-                picture=_png(thumbnails[suspicion.row]) if len(found) < MAX_PICTURES else None,
+                picture=_png(thumbnails[suspicion.row]),
             )
         )
+        if len(found) % (2 * MAX_PICTURES) == 0:
+            examined.suspects[suspicion.kind] = _ranked(found)
+
+
+def _ranked(suspects: list[Suspect]) -> list[Suspect]:
+    """The surest first, and pictures of these alone."""
+    ranked = sorted(suspects, key=lambda suspect: -(suspect.sureness or 0.0))
+    return [
+        *ranked[:MAX_PICTURES],
+        *(suspect.model_copy(update={"picture": None}) for suspect in ranked[MAX_PICTURES:]),
+    ]
 
 
 def _png(thumbnail: npt.NDArray[np.uint8]) -> bytes:
@@ -161,85 +176,90 @@ def _check_storage(examined: _Examined, num_images: int) -> Outcome:
 
 
 def _check_bits(examined: _Examined, files: FilesConfig) -> Outcome:
-    """Looks for 16-bit pictures whose values stay in the lower bits: they would come out dark."""
-    dark = {
-        kind: used
-        for kind, used in examined.bits_used.items()
-        if kind.startswith("PNG") and kind.endswith("16 bit") and used < files.bits_stored
-    }
-    details = tuple(
-        f"{examined.storage[kind]:,} images ({kind}) use {used} bits, and {files.bits_stored} are expected: set "
-        f"data.files.bits_stored to {max(used, 8)}"
-        for kind, used in dark.items()
-    )
+    """Looks for pictures whose values leave the upper bits empty: they come out dark."""
+    num_images = sum(examined.storage.values())
+    num_dark = sum(examined.dark.values())
+    details = [
+        f"{count:,} images ({storage}) use {used} bits: "
+        + (
+            f"set data.files.bits_stored to {used}, where it is {files.bits_stored}"
+            if storage.startswith("PNG") and 8 <= used < files.bits_stored
+            else "export them again with their window (VOI LUT) applied"
+        )
+        for (storage, used), count in sorted(examined.dark.items())
+    ]
     return Outcome(
         check="bit-depth",
         title="Bit depth",
-        status="fail" if details else "pass",
-        summary="16-bit images leave their upper bits empty and would come out dark"
-        if details
+        status="fail" if num_dark > MANY_SUSPECTS * num_images else "warn" if num_dark else "pass",
+        summary=f"{num_dark:,} of {num_images:,} images leave their upper bits empty and come out dark"
+        if num_dark
         else "values use the bits they are stored in",
-        details=details,
+        details=tuple(details),
     )
 
 
 def _check_identical(table: pd.DataFrame, hashes: list[str]) -> Outcome:
     groups = identical(hashes)
-    across = [rows for rows in groups if table["patient"].iloc[rows].nunique() > 1]
-    details = tuple(
-        f"{', '.join(table['image'].iloc[rows])}: the same file, of {_whose(table, rows)}"
-        for rows in [*across, *(rows for rows in groups if rows not in across)]
-    )
+    across = [_num_patients(table, rows) > 1 for rows in groups]
+    ordered = sorted(zip(across, groups, strict=True), key=lambda pair: not pair[0])  # across patients first
+    details = [f"{_some(table['image'].iloc[rows])}: the same file, of {_whose(table, rows)}" for _, rows in ordered]
     count = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
-    told = f"{count} of identical files, {len(across):,} across patients"
+    told = f"{count} of identical files, {sum(across):,} across patients"
     return Outcome(
         check="identical-files",
         title="Identical files",
-        status="fail" if across else "warn" if groups else "pass",
+        status="fail" if any(across) else "warn" if groups else "pass",
         summary=f"{told}: keep one of each" if groups else "no file is there twice",
-        details=details,
+        details=tuple(details),
     )
 
 
 def _check_near(table: pd.DataFrame, examined: _Examined) -> Outcome:
-    bits = np.stack(examined.phashes) if examined.phashes else np.zeros((0, 1), dtype=np.bool_)
-    pairs = [
-        (first, second, distance)
-        for first, second, distance in near_pairs(bits)
-        if examined.sha256[first] != examined.sha256[second]
-    ]
-    details = tuple(
-        f"{table['image'].iloc[first]} and {table['image'].iloc[second]} look the same ({distance} of {bits.shape[1]} "
-        f"bits differ), of {_whose(table, [first, second])}"
-        for first, second, distance in sorted(pairs, key=lambda pair: pair[2])
-    )
-    across = sum(table["patient"].iloc[[first, second]].nunique() > 1 for first, second, _ in pairs)
-    count = "1 pair looks" if len(pairs) == 1 else f"{len(pairs):,} pairs look"
-    told = f"{count} the same, {across:,} across patients: look whether one is a copy"
+    """Groups what looks the same; copies to the byte and blank pictures have checks of their own."""
+    blank = {suspect.image for suspect in examined.suspects["blank"]}
+    first = {sha256: row for row, sha256 in reversed(list(enumerate(examined.sha256)))}
+    rows = sorted(row for row in first.values() if table["image"].iloc[row] not in blank)
+    bits = np.stack([examined.phashes[row] for row in rows]) if rows else np.zeros((0, 8), dtype=np.bool_)
+    groups = [[rows[place] for place in group] for group in near_groups(bits)]
+    details = [f"{_some(table['image'].iloc[group])} look the same, of {_whose(table, group)}" for group in groups]
+    across = sum(_num_patients(table, group) > 1 for group in groups)
+    count = "1 group of images looks" if len(groups) == 1 else f"{len(groups):,} groups of images look"
     return Outcome(
         check="near-duplicates",
         title="Near-duplicates",
-        status="warn" if pairs else "pass",
-        summary=told if pairs else "no two images look the same",
-        details=details,
+        status="warn" if groups else "pass",
+        summary=f"{count} the same, {across:,} across patients: look whether they are copies"
+        if groups
+        else "no two images look the same",
+        details=tuple(details),
     )
+
+
+def _num_patients(table: pd.DataFrame, rows: list[int]) -> int:
+    return int(table["patient"].iloc[rows].nunique())
+
+
+def _some(names: Sequence[str] | pd.Series) -> str:
+    """The first names of a group."""
+    told = ", ".join(names[:MAX_NAMED])
+    return told if len(names) <= MAX_NAMED else f"{told} and {len(names) - MAX_NAMED:,} more"
 
 
 def _whose(table: pd.DataFrame, rows: list[int]) -> str:
     patients = list(dict.fromkeys(table["patient"].iloc[rows]))
     splits = list(dict.fromkeys(table["split"].iloc[rows].dropna()))
-    told = f"patient {patients[0]}" if len(patients) == 1 else f"patients {', '.join(patients)}"
+    told = f"patient {patients[0]}" if len(patients) == 1 else f"patients {_some(patients)}"
     return told + (f" (splits {', '.join(splits)})" if len(splits) > 1 else "")
 
 
 def _check_kind(kind: Kind, suspects: list[Suspect], num_images: int) -> Outcome:
     share = len(suspects) / num_images if num_images else 0.0
     status: Status = "fail" if share > MANY_SUSPECTS else "warn" if suspects else "pass"
-    ranked = sorted(suspects, key=lambda suspect: -(suspect.sureness or 0.0))
     return Outcome(
         check=kind.replace("_", "-"),
         title=_TITLES[kind],
         status=status,
         summary=f"{len(suspects):,} of {num_images:,} images ({share:.1%}): look at them" if suspects else "no suspect",
-        suspects=tuple(ranked),
+        suspects=tuple(_ranked(suspects)),
     )

@@ -24,7 +24,7 @@ class DataReport(BaseModel):
         labels_only: Whether the images were left unopened.
         num_images: Rows of the table.
         num_patients: Different patients.
-        findings: Images with each finding, in the usual order, and with none (``No Finding``).
+        findings: Images with each finding, in the usual order, and with none of those labelled (``No Finding``).
         patients_in_several_splits: How many patients have images in more than one split.
         labels: Counts by finding and split, sex, age band and view, in images and patients.
         checks: The outcome of each check.
@@ -105,16 +105,14 @@ def _check_files(parsed: Parsed, manifest: Manifest) -> Outcome:
         return outcome_of_faults("files", "Files", parsed.file_faults, if_none="")
     images = manifest.table["image"]
     files = image_files(manifest.root, parsed.mapping, images=images, faults=[])
-    extra = sorted(set(files) - set(images))
-    withdrawn = (
-        f" ({manifest.num_withdrawn_images:,} may be of withdrawn patients)" if manifest.num_withdrawn_images else ""
-    )
+    withdrawn = len(manifest.withdrawn_images & set(files))  # their names are nobody's business any more
+    extra = sorted(set(files) - set(images) - manifest.withdrawn_images)
+    notes = [f"{len(extra):,} files are in no row of the table, and are not used"] if extra else []
+    notes += [f"{withdrawn:,} files of withdrawn patients are still there: delete them"] if withdrawn else []
     return Outcome(
         check="files",
         title="Files",
-        status="warn" if extra else "pass",
-        summary=f"{len(extra):,} files are in no row of the table{withdrawn}: they are not used"
-        if extra
-        else f"{len(images):,} images, and no file beside them",
+        status="warn" if notes else "pass",
+        summary="; ".join(notes) or f"{len(images):,} images, and no file beside them",
         details=tuple(files[name] for name in extra[:MAX_EXTRA_NAMED]),
     )

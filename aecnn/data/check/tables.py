@@ -25,7 +25,7 @@ def check_tables(parsed: Parsed, dataset: DatasetConfig) -> list[Outcome]:
     manifest = parsed.manifest
     if manifest is None:
         return [outcome_of_faults("table", "Table", parsed.table_faults, if_none="")]
-    own_warnings = manifest.warnings[: len(manifest.warnings) - len(parsed.consent_warnings)]
+    own_warnings = tuple(sentence for sentence in manifest.warnings if sentence not in manifest.consent_warnings)
     return [
         outcome_of_faults("table", "Table", parsed.table_faults, if_none=f"{len(manifest):,} rows, each in order"),
         Outcome(
@@ -37,7 +37,8 @@ def check_tables(parsed: Parsed, dataset: DatasetConfig) -> list[Outcome]:
         ),
         _check_splits(parsed, manifest),
         _check_patient_ids(manifest.table),
-        _check_consent(parsed, manifest, dataset),
+        _check_views(manifest.table, dataset),
+        _check_consent(manifest, dataset),
     ]
 
 
@@ -69,14 +70,31 @@ def _check_patient_ids(table: pd.DataFrame) -> Outcome:
     )  # fmt: skip
 
 
-def _check_consent(parsed: Parsed, manifest: Manifest, dataset: DatasetConfig) -> Outcome:
+def _check_views(table: pd.DataFrame, dataset: DatasetConfig) -> Outcome:
+    """Looks for views that the model was not made for, as far as the table tells."""
+    views = table["view"].value_counts()
+    others = views[~views.index.isin([view.upper() for view in dataset.files.dicom_views])]
+    told = ", ".join(f"{count:,} {view}" for view, count in views.items())
+    return Outcome(
+        check="views",
+        title="View positions",
+        status="warn" if len(others) else "pass",
+        summary=f"{others.sum():,} images are of other views than {' and '.join(dataset.files.dicom_views)}: "
+        "take their rows out"
+        if len(others)
+        else told or "the table tells no view",
+        details=tuple(f"{count:,} images are {shown(str(view))}" for view, count in others.items()),
+    )
+
+
+def _check_consent(manifest: Manifest, dataset: DatasetConfig) -> Outcome:
     num_listed = len(withdrawn_patients(dataset))
     listed = "1 patient" if num_listed == 1 else f"{num_listed:,} patients"
-    told = f"{listed} listed, {manifest.num_withdrawn_images:,} of their images left out"
+    told = f"{listed} listed, {len(manifest.withdrawn_images):,} of their images left out"
     return Outcome(
         check="withdrawn",
         title="Withdrawn patients",
-        status="warn" if parsed.consent_warnings else "pass",
+        status="warn" if manifest.consent_warnings else "pass",
         summary=told if num_listed else "no list of withdrawn patients, or an empty one",
-        details=parsed.consent_warnings,
+        details=manifest.consent_warnings,
     )
