@@ -4,6 +4,8 @@ import csv
 import os
 import resource
 import shutil
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch
 from PIL import Image
 
 from aecnn.config import DatasetConfig, FilesConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig
+from aecnn.data.cache import lock
 from aecnn.data.cache.build import CacheReport, build_cache
 from aecnn.data.cache.index import Entry, FileState, Shard
 from aecnn.data.cache.lock import locked
+from aecnn.data.cache.lookup import locate
 from aecnn.data.cache.plan import Surviving, plan_update
-from aecnn.data.cache.read import CachedImages
+from aecnn.data.cache.read import CachedImages, map_shards
 from aecnn.data.cache.verify import verify_cache
 from aecnn.data.cache.write import Item
 from aecnn.data.images import decode_radiograph
@@ -245,8 +249,100 @@ def test_a_second_builder_is_refused_and_so_is_verifying_meanwhile(root: Path) -
             build(root)
         with pytest.raises(CacheError, match="another `aecnn cache` is at work"):
             verify_cache(DatasetConfig(root=root), size_px=SIZE_PX, num_workers=1)
-        assert is_true(load(root))  # reading needs no lock
     build(root)
+
+
+def test_while_a_builder_is_at_work_the_images_are_decoded_and_a_sentence_says_so(root: Path) -> None:
+    build(root)
+    with locked(root / "aecnn-cache", exclusive=True):
+        loaded = load(root)
+    assert isinstance(loaded.images, MemoryImages)
+    (sentence,) = loaded.warnings
+    assert "another `aecnn cache` is at work" in sentence
+    assert "the images are decoded" in sentence
+    assert is_true(loaded)
+    assert load(root).warnings == ()
+
+
+def test_nobody_can_change_a_cache_while_it_is_being_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
+    build(root)
+    index = root / "aecnn-cache" / f"{SIZE_PX}px" / "shard-00001.csv"
+    content = index.read_bytes()
+    index.unlink()
+    os.mkfifo(index)  # reading it waits for the one who writes
+    with ThreadPoolExecutor(1) as reader:
+        loading = reader.submit(load, root)
+        with index.open("wb") as pipe:
+            with pytest.raises(CacheError, match="is being read"), locked(root / "aecnn-cache", exclusive=True):
+                pass
+            pipe.write(content)
+        assert loading.result().warnings == ()
+    with locked(root / "aecnn-cache", exclusive=True):
+        assert is_true(loading.result())  # once open it is held no longer, and read on
+
+
+def test_a_builder_waits_for_a_reader_who_is_soon_done(root: Path) -> None:
+    build(root)
+    with ThreadPoolExecutor(1) as builder:
+        with locked(root / "aecnn-cache", exclusive=False):
+            building = builder.submit(build, root)
+            with pytest.raises(TimeoutError):
+                building.result(timeout=0.5)
+        assert counts(building.result()) == (0, 0, NUM_IMAGES, 0)
+
+
+def test_a_shard_that_is_not_the_one_its_index_describes_is_not_read(root: Path) -> None:
+    build(root)
+    dataset = DatasetConfig(root=root)
+    located = locate(read_manifest(dataset), dataset, size_px=SIZE_PX)
+    write_table(root, range(70, NUM_IMAGES))
+    build(root, files=FilesConfig(bits_stored=12).model_dump())  # numbers its shards from 0 again
+    shards, mapped = map_shards(located)
+    assert shards == ()
+    assert (mapped.shard == -1).all()
+    assert "not the file that its index describes" in mapped.warnings[0]
+
+
+def test_a_copy_without_the_lock_is_read_unless_somebody_begins_to_change_it(root: Path) -> None:
+    build(root)
+    (root / "aecnn-cache" / "lock").unlink()
+    loaded = load(root)
+    assert isinstance(loaded.images, CachedImages)
+    assert loaded.warnings == ()
+    assert verify_cache(DatasetConfig(root=root), size_px=SIZE_PX, num_workers=1) == []
+    assert not (root / "aecnn-cache" / "lock").exists()
+    with pytest.raises(CacheError, match="is at work"), locked(root / "aecnn-cache", exclusive=False):
+        build(root)
+
+
+def test_a_cache_that_cannot_be_read_is_not_used_and_a_sentence_says_so(root: Path) -> None:
+    loaded = load(root, cache_folder=root / ("x" * 300))
+    (sentence,) = loaded.warnings
+    assert "cannot be read (File name too long)" in sentence
+    assert is_true(loaded)
+
+
+def test_the_folders_are_made_for_their_owner_alone(root: Path, tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        build(root)
+        build(root, cache_folder=tmp_path / "new" / "cache")
+    finally:
+        os.umask(umask)
+    for cache in (root / "aecnn-cache", tmp_path / "new" / "cache"):
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (cache, cache / f"{SIZE_PX}px")] == [0o700, 0o700]
+
+
+def test_a_withdrawn_patient_who_is_nobody_is_told_by_whoever_reads(root: Path) -> None:
+    (root / "excluded_patients.txt").write_text("999\n")
+    (sentence,) = build(root).warnings
+    assert "999" in sentence
+    write_table(root, range(NUM_IMAGES - 2))
+    write_image(root / "images" / name_of(0), seed=1000)
+    first, second = load(root).warnings
+    assert first == sentence
+    assert "not in the cache" in second
 
 
 @pytest.mark.parametrize("damage", ["pixels cut", "pixels gone", "index cut", "index empty", "another size", "crc cut"])
@@ -316,9 +412,26 @@ def test_a_cache_elsewhere_leaves_the_data_folder_alone_and_belongs_to_one_datas
     (other / "images").mkdir(parents=True)
     write_image(other / "images" / name_of(500), seed=1)
     write_table(other, [500])
-    with pytest.raises(CacheError, match="holds none of this dataset's images"):
+    with pytest.raises(CacheError, match="holds 80 images, of which 0 are in this dataset's table"):
         build(other, cache_folder=elsewhere, size_px=16)
     assert load(moved, cache_folder=elsewhere).warnings == ()
+
+
+def test_some_names_in_common_do_not_let_a_dataset_remove_the_images_of_another(root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "cache"
+    build(root, cache_folder=elsewhere)
+    write_table(root, range(39))  # as if of another dataset
+    with pytest.raises(CacheError, match="holds 80 images, of which 39 are in this dataset's table"):
+        build(root, cache_folder=elsewhere)
+    write_table(root, range(40))
+    assert counts(build(root, cache_folder=elsewhere)) == (0, 8, 32, 40)
+
+
+def test_withdrawn_patients_do_not_make_a_dataset_another_one(root: Path, tmp_path: Path) -> None:
+    build(root, cache_folder=tmp_path / "cache")
+    (root / "excluded_patients.txt").write_text("\n".join(map(str, range(30))))
+    report = build(root, cache_folder=tmp_path / "cache")
+    assert (report.num_images, report.num_removed) == (20, 60)
 
 
 def test_a_place_that_cannot_be_written_is_named_with_the_remedy(root: Path) -> None:
@@ -349,6 +462,39 @@ def test_a_patient_is_removed_even_where_there_is_no_room_for_new_images(
     with pytest.raises(CacheError, match="are needed"):
         build(root)
     assert pixels not in cached_pixels(root / "aecnn-cache")
+
+
+@pytest.mark.parametrize("by_table", [False, True])
+def test_a_withdrawn_patient_is_removed_even_where_the_dataset_is_faulty(root: Path, *, by_table: bool) -> None:
+    for size_px in (SIZE_PX, 16, 48):
+        build(root, size_px=size_px)
+    withdrawn = read_manifest(root).select([40, 41])
+    pixels = [
+        truth(withdrawn, size_px=size_px)[row].numpy().tobytes() for size_px in (SIZE_PX, 16, 48) for row in (0, 1)
+    ]
+    (root / "aecnn-cache" / "48px" / "cache.json").write_text("{}")  # as if made by another version
+    (root / "excluded_patients.txt").write_text("0020\n")
+    (root / "images" / name_of(7)).rename(root / "away.png")
+    with pytest.raises(ManifestError, match=name_of(7)):
+        build(root / "Data_Entry_2017.csv" if by_table else root)
+    left = cached_pixels(root / "aecnn-cache")
+    assert not any(content in left for content in pixels)
+    assert name_of(40).encode() not in left
+    (root / "away.png").rename(root / "images" / name_of(7))
+    for size_px in (SIZE_PX, 16):
+        assert load(root, size_px=size_px).warnings == ()
+        assert counts(build(root, size_px=size_px)) == (0, 0, NUM_IMAGES - 2, 0)
+
+
+def test_where_a_withdrawn_patient_cannot_be_removed_that_is_said_beside_the_faults(root: Path) -> None:
+    build(root)
+    (root / "excluded_patients.txt").write_text("20\n")
+    (root / "images" / name_of(7)).unlink()
+    with locked(root / "aecnn-cache", exclusive=True), pytest.raises(ManifestError) as caught:
+        build(root)
+    first, second = caught.value.faults
+    assert "may still hold images of patients who withdrew their consent" in first
+    assert name_of(7) in second
 
 
 def test_a_disk_that_fills_up_leaves_what_was_finished(root: Path) -> None:

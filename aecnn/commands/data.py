@@ -197,7 +197,10 @@ def _show_report(report: "DataReport", console: Console) -> None:
 
 def _show_cache(made: "CacheReport", *, json_: bool) -> None:
     if json_:
-        print_json(vars(made) | {"folder": str(made.folder), "unreadable": list(made.unreadable)})
+        print_json(
+            vars(made)
+            | {"folder": str(made.folder), "unreadable": list(made.unreadable), "warnings": list(made.warnings)}
+        )
         return
     for sentence in made.warnings:
         say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")

@@ -18,8 +18,8 @@ import torch
 
 from aecnn.config import DatasetConfig, FilesConfig
 from aecnn.data.buffer import room_for
-from aecnn.data.cache.lookup import ADVICE, Located, locate
-from aecnn.data.cache.read import CachedImages, map_shards
+from aecnn.data.cache.lookup import ADVICE, Located
+from aecnn.data.cache.read import CachedImages, open_cache
 from aecnn.data.images import decode_radiograph, verify_radiograph
 from aecnn.data.manifest import Manifest
 from aecnn.errors import ImageError, ManifestError
@@ -145,7 +145,8 @@ class LoadedImages:
         manifest: The rows whose images can be read.
         images: One image for each of these rows, in the same order.
         skipped: One sentence for each image left out.
-        warnings: What is not as it should be and changes no result, such as a cache that is not up to date.
+        warnings: What is not as it should be, such as a withdrawn patient who is unknown or a cache that is not up to
+            date; it changes no pixel.
     """
 
     manifest: Manifest
@@ -179,7 +180,7 @@ def load_images(
     """
     if manifest.table["path"].isna().any():
         raise ManifestError(manifest.root, ["the manifest was read without its images: require them when reading it"])
-    shards, located = map_shards(locate(manifest, dataset, size_px=size_px))
+    shards, located = open_cache(manifest, dataset, size_px=size_px)
     absent = np.flatnonzero(located.shard < 0)
     paths = tuple(Path(manifest.table["path"].iloc[row]) for row in absent)
     pixels: npt.NDArray[np.uint8] | None = None
@@ -193,7 +194,7 @@ def load_images(
     if shards:
         located.row[absent] = np.arange(len(absent))
         images = CachedImages(shards, located.shard, located.row, others=images)
-    warnings = _cache_warnings(located, num_decoded=len(paths) - len(faults))
+    warnings = (*manifest.consent_warnings, *_cache_warnings(located, num_decoded=len(paths) - len(faults)))
     loaded = LoadedImages(manifest, images, skipped=faults, warnings=warnings)
     if not faults:
         return loaded
@@ -216,7 +217,7 @@ def refuse_unreadable(manifest: Manifest, dataset: DatasetConfig, *, size_px: in
     Raises:
         ManifestError: With every file that cannot be read.
     """
-    located = locate(manifest, dataset, size_px=size_px)
+    _, located = open_cache(manifest, dataset, size_px=size_px)
     paths = tuple(Path(manifest.table["path"].iloc[row]) for row in np.flatnonzero(located.shard < 0))
     problems = _prepare(paths, size_px=size_px, files=dataset.files, pixels=None, on_progress=None)
     faults = [problem for problem in problems if problem]

@@ -2,7 +2,7 @@
 
 ::
 
-    aecnn-cache/lock                     held by the one process that may change the cache
+    aecnn-cache/lock                     held by the one process that may change the cache, or by those that open it
     aecnn-cache/1024px/cache.json        how the images were decoded
     aecnn-cache/1024px/shard-00007.npy   uint8 [n, S, S]
     aecnn-cache/1024px/shard-00007.csv   one line an image, in the same order: whose, from which file, its hashes
@@ -10,6 +10,8 @@
 A shard's pixels never change. Its index is put in place last and makes it count: pixels without an index are what an
 interrupted run left. Patients and findings in the index are for a person who looks; training takes both from the
 manifest.
+
+The folders are made for their owner alone (0700): what lies in them are patients' X-rays, under their ids.
 
 A file is known again by its SHA-256. Pixels that rotted on disk show in a CRC-32, which takes less than half the time
 and protects no less: whoever can change the pixels can change the index beside them.
@@ -93,6 +95,15 @@ class Shard:
 def size_folder(dataset: DatasetConfig, root: Path, *, size_px: int) -> Path:
     """Gives the place of the images of one size; `root` is the manifest's folder."""
     return (dataset.cache_folder or root / FOLDER_NAME) / f"{size_px}px"
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the place of the images of one size, and the cache around it, for their owner alone."""
+    cache = folder.parent
+    if not cache.parent.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    for path in (cache, folder):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def pixels_file(folder: Path, number: int) -> Path:

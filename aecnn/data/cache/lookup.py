@@ -47,20 +47,25 @@ class Located:
     warnings: tuple[str, ...] = ()
 
 
+def nowhere(manifest: Manifest, *warnings: str) -> Located:
+    """Gives the answer where there is no cache to speak of."""
+    positions, places = np.full((2, len(manifest)), -1, dtype=np.int64)
+    return Located((), positions, places, usable=False, warnings=warnings)
+
+
 def locate(manifest: Manifest, dataset: DatasetConfig, *, size_px: int) -> Located:
     """Looks up the images of a manifest, read with its images, in the cache of their dataset.
 
     A copy is true where size and time of change of its file are those at decoding. Nothing else is believed: a cache
     made by another decoder, or with other settings of `dataset.files`, counts as none.
     """
-    positions, places = np.full((2, len(manifest)), -1, dtype=np.int64)
     folder = size_folder(dataset, manifest.root, size_px=size_px)
     if not dataset.use_cache or not folder.is_dir():
-        return Located((), positions, places, usable=False)
+        return nowhere(manifest)
     fault = decoding_fault(folder, decoding(size_px, dataset.files))
     if fault:
-        sentence = f"the cache {folder} is not used, because {fault}: {ADVICE}"
-        return Located((), positions, places, usable=False, warnings=(sentence,))
+        return nowhere(manifest, f"the cache {folder} is not used, because {fault}: {ADVICE}")
+    positions, places = np.full((2, len(manifest)), -1, dtype=np.int64)
     shards, faults = read_shards(folder, size_px=size_px)
     paths = manifest.table["path"].tolist()
     sources, states = relative_sources(paths, manifest.root), file_states(paths)

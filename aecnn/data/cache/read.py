@@ -14,8 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aecnn.config import DatasetConfig
 from aecnn.data.buffer import room_for
-from aecnn.data.cache.lookup import ADVICE, IntArray, Located
+from aecnn.data.cache.index import size_folder
+from aecnn.data.cache.lock import locked
+from aecnn.data.cache.lookup import ADVICE, IntArray, Located, locate, nowhere
+from aecnn.data.manifest import Manifest
+from aecnn.errors import CacheError
 
 if TYPE_CHECKING:
     from aecnn.data.source import ImageSource
@@ -44,7 +49,28 @@ class MappedShard:
 
 
 # Hospitals simulated in one process have one cache: each shard is opened once, and closed after its last reader.
-_mapped_shards: WeakValueDictionary[tuple[Path, int, int], MappedShard] = WeakValueDictionary()
+_mapped_shards: WeakValueDictionary[tuple[Path, int, int, int], MappedShard] = WeakValueDictionary()
+
+
+def open_cache(manifest: Manifest, dataset: DatasetConfig, *, size_px: int) -> tuple[tuple[MappedShard, ...], Located]:
+    """Finds the images of a manifest in the cache of their dataset, and opens their shards, while nobody changes it.
+
+    Returns:
+        The shards, and where in them the images are; nowhere, with a warning, while somebody changes the cache.
+    """
+    folder = size_folder(dataset, manifest.root, size_px=size_px)
+    if not dataset.use_cache:
+        return (), nowhere(manifest)
+    try:
+        if not folder.is_dir():
+            return (), nowhere(manifest)
+        with locked(folder.parent, exclusive=False):
+            return map_shards(locate(manifest, dataset, size_px=size_px))
+    except CacheError as error:
+        return (), nowhere(manifest, f"the cache is not used, and the images are decoded: {error}")
+    except OSError as error:
+        sentence = f"the cache {folder} is not used, because it cannot be read ({error.strerror or error})"
+        return (), nowhere(manifest, f"{sentence}: get the right to read it, or set data.cache_folder to another place")
 
 
 def map_shards(located: Located) -> tuple[tuple[MappedShard, ...], Located]:
@@ -57,9 +83,13 @@ def map_shards(located: Located) -> tuple[tuple[MappedShard, ...], Located]:
     new_position = np.full(len(located.shards) + 1, -1, dtype=np.int64)  # the last one is that of -1
     warnings = list(located.warnings)
     for position in np.unique(located.shard[located.shard >= 0]).tolist():
-        path = located.shards[position].pixels_file
+        shard = located.shards[position]
+        path = shard.pixels_file
         try:
-            mapped.append(_map_once(path))
+            opened = _map_once(path)
+            if opened.images.shape != (len(shard.entries), shard.size_px, shard.size_px):
+                raise ValueError("it is not the file that its index describes")
+            mapped.append(opened)
             new_position[position] = len(mapped) - 1
         except (OSError, ValueError) as error:
             warnings.append(f"{path}: cannot be opened ({error}): {ADVICE}")
@@ -68,7 +98,7 @@ def map_shards(located: Located) -> tuple[tuple[MappedShard, ...], Located]:
 
 def _map_once(path: Path) -> MappedShard:
     status = path.stat()
-    key = (path, status.st_ino, status.st_mtime_ns)
+    key = (path, status.st_ino, status.st_mtime_ns, status.st_size)  # an update may use a name again
     shard = _mapped_shards.get(key)
     if shard is None:
         shard = _mapped_shards[key] = MappedShard(path)

@@ -1,8 +1,9 @@
 """The steps of an update of a cache: what is removed, what is written, and in which order it reaches the disk."""
 
 import logging
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from aecnn.config import FilesConfig
 from aecnn.data.cache import index
 from aecnn.data.cache.index import Shard
 from aecnn.data.cache.lookup import read_shards
-from aecnn.data.cache.plan import Plan, plan_update, without_others
+from aecnn.data.cache.plan import Plan, Surviving, plan_update, without_others
 from aecnn.data.cache.workers import work_off
 from aecnn.data.cache.write import Item, ShardTask, WrittenShard, write_shard
 from aecnn.errors import CacheError
@@ -58,22 +59,68 @@ def forget_others(place: Place, items: Mapping[str, Item]) -> None:
     for folder, size_px in index.size_folders(place.folder.parent).items():
         if folder == place.folder:
             continue
-        other = replace(place, folder=folder, size_px=size_px)
-        index.remove_leftovers(folder)
-        shards, _ = read_shards(folder, size_px=other.size_px)
-        found = without_others(shards, items)
-        if index.decoding_fault(folder, index.decoding(other.size_px, other.files)):
-            staying = {item.shard.number for item in found if item.is_whole}  # for who decodes that way
-            for number in set(index.shard_numbers(folder)) - staying:
-                index.remove_shard(folder, number)
-            continue
-        for number in set(index.shard_numbers(folder)) - {shard.number for shard in shards}:
-            index.remove_shard(folder, number)
-        first_number = index.next_number(folder)
-        plan = plan_update(
-            found, items, size_px=other.size_px, first_number=first_number, num_workers=place.num_workers, decode=False
-        )
-        carry_out(plan, other, on_images=lambda _: None)
+        shards = _readable_shards(folder, size_px=size_px)
+        _leave(without_others(shards, items), items, replace(place, folder=folder, size_px=size_px))
+
+
+def forget_patients(cache: Path, patients: Collection[str], *, root: Path, files: FilesConfig) -> int:
+    """Removes the images of some patients from the caches of all sizes, by what the indices say of them.
+
+    Needs no manifest, so that a fault in it keeps nobody's pixels who withdrew consent.
+
+    Args:
+        cache: The folder of all sizes.
+        patients: In the spelling of `canonical_patients`.
+        root: The dataset's folder.
+        files: As which its images are decoded.
+
+    Returns:
+        How many stored images were removed.
+    """
+    num_removed = 0
+    for folder, size_px in index.size_folders(cache).items():
+        shards = _readable_shards(folder, size_px=size_px)
+        entries = [entry for shard in shards for entry in shard.entries if entry.patient not in patients]
+        items = {
+            entry.image: Item(
+                entry.image, entry.patient, entry.findings, os.path.join(root, entry.source), entry.source
+            )
+            for entry in entries
+        }
+        found = [
+            Surviving(shard, tuple(None if entry.patient in patients else entry for entry in shard.entries))
+            for shard in shards
+        ]
+        num_removed += sum(len(item.entries) - item.num_true for item in found)
+        _leave(found, items, Place(folder, size_px, files, num_workers=1))
+    return num_removed
+
+
+def _readable_shards(folder: Path, *, size_px: int) -> list[Shard]:
+    """Gives the shards that tell whose images they hold, and removes the others."""
+    index.remove_leftovers(folder)
+    shards, _ = read_shards(folder, size_px=size_px)
+    for number in set(index.shard_numbers(folder)) - {shard.number for shard in shards}:
+        index.remove_shard(folder, number)
+    return shards
+
+
+def _leave(found: Sequence[Surviving], items: Mapping[str, Item], place: Place) -> None:
+    """Leaves of a cache what was found to stay, and decodes nothing."""
+    if index.decoding_fault(place.folder, index.decoding(place.size_px, place.files)):
+        for item in found:
+            if not item.is_whole:  # whole ones stay for who decodes that way
+                index.remove_shard(place.folder, item.shard.number)
+        return
+    plan = plan_update(
+        found,
+        items,
+        size_px=place.size_px,
+        first_number=index.next_number(place.folder),
+        num_workers=place.num_workers,
+        decode=False,
+    )
+    carry_out(plan, place, on_images=lambda _: None)
 
 
 def carry_out(plan: Plan, place: Place, *, on_images: Callable[[int], None]) -> list[WrittenShard]:

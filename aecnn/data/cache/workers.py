@@ -4,9 +4,11 @@ A pool of `concurrent.futures` leaves its processes behind when its parent is ki
 of its own, which breaks at that moment.
 """
 
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
@@ -42,7 +44,7 @@ def work_off(
 
     Raises:
         CacheError: A worker was killed.
-        OSError: Raised by `work`.
+        Exception: Whatever `work` raised.
     """
     if num_workers == 1 or len(tasks) < 2:
         yield from (work(task, on_images) for task in tasks)
@@ -120,12 +122,22 @@ def _serve(work: Callable[[Any, OnImages], Any], connection: Connection) -> None
             task = connection.recv()
             try:
                 answer: tuple[str, Any] = ("result", work(task, report.add))
-            except ConnectionError:
+            except (ConnectionError, MemoryError):  # the parent is gone, or learns of it when this process ends
                 raise
-            except OSError as error:
-                answer = ("error", error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+                answer = ("error", _portable(error))
             report.send()
             connection.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """Gives an error as it can travel to the parent, with the place where it was raised."""
+    error.add_note(traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - constructors of errors may raise anything
+        return CacheError(f"a process that decodes images failed: {type(error).__name__}: {error}")
+    return error
 
 
 class _Report:
