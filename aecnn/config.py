@@ -105,7 +105,7 @@ class TrainingConfig(StrictModel):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.local_epochs is None) == (self.local_steps is None):
-            raise ValueError("give exactly one of local_epochs and local_steps")
+            raise ValueError("give exactly one of local_epochs and local_steps, and unset the other with null")
         return self
 
 

@@ -48,7 +48,8 @@ def prepare_run(config: SimulationConfig, path: Path, *, on_phantom: OnProgress 
     manifest = read_manifest(config.data)
     if len(manifest.of_split("test")) == 0:
         raise ManifestError(
-            config.data.root, ["has no test split, on which the released model is scored: add the two official lists"]
+            config.data.root,
+            ["has no test split, on which the released model is scored: add the two lists, or data.table.split_column"],
         )
     if config.data.on_unreadable == "refuse":
         refuse_unreadable(manifest, config.data, size_px=config.images.size_px)

@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +115,26 @@ def test_check_refuses_a_place_for_its_page_before_the_work(phantom_64px, tmp_pa
     assert "is no folder" in _run("aecnn", "check", phantom_64px, "--report", tmp_path / "no" / "r.html", code=2).stderr
 
 
+def test_check_of_a_folder_without_a_table_cannot_be_carried_out(tmp_path):
+    done = _run("aecnn", "check", tmp_path, "--labels-only", "--json", code=2)
+    assert "no table in" in json.loads(done.stdout)["faults"][0]
+
+
+@pytest.mark.slow
+def test_an_interrupted_cache_says_that_it_goes_on(phantom_64px, tmp_path):
+    site, cache = tmp_path / "site.yaml", tmp_path / "cache"
+    site.write_text(json.dumps({"data": {"root": str(phantom_64px), "cache_folder": str(cache)}}))
+    command = [Path(sys.executable).with_name("aecnn"), "cache", site, "--size-px", "4096", "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not any(cache.glob("4096px/.partial-*.npy")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert "interrupted: what was finished is kept" in told
+    assert process.returncode == 130
+
+
 def test_check_reads_the_mapping_of_a_site_file(tmp_path):
     (tmp_path / "export.csv").write_text("File,MRN,PTX\na.png,1,1\nb.png,2,0\n")
     table = {"file": "export.csv", "image_column": "File", "patient_column": "MRN"}
@@ -195,6 +217,7 @@ def test_evaluate_scores_predictions_against_data_or_a_table_of_targets_alike(ph
         (["check", "/absent", "--labels-only", "--json"], "/absent"),
         (["check", "absent.yaml", "--labels-only"], "absent.yaml"),
         (["cache", "/absent"], "/absent"),
+        (["evaluate", "--checkpoint", "x.safetensors"], "--checkpoint needs --data"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence_without_a_traceback(arguments, told):

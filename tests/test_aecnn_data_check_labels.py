@@ -151,6 +151,14 @@ def test_a_lateral_view_in_the_table_is_a_warning(tmp_path: Path) -> None:
     assert found.details == ("1 images are 'LATERAL'",)
 
 
+def test_findings_that_nobody_labelled_are_told_once(tmp_path: Path) -> None:
+    rows = "".join(f"{row}.png,{row},{row % 2}\n" for row in range(40))
+    (tmp_path / "labels.csv").write_text(f"image,patient,Mass\n{rows}")
+    report = check_labels(tmp_path)
+    assert outcome(report, "evaluable").status == "pass"
+    assert "no column for Atelectasis" in outcome(report, "cells").details[0]
+
+
 def test_no_finding_counts_where_none_of_the_labelled_ones_is_there(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,patient,Mass,Nodule\na.png,1,0,\nb.png,2,,\nc.png,3,0,1\n")
     assert check_labels(tmp_path).findings["No Finding"] == 1

@@ -104,11 +104,12 @@ def test_missing_damaged_and_extra_files_are_told_apart(dataset: Path) -> None:
     assert (outcome(report, "readable").status, outcome(report, "files").status) == ("fail", "warn")
     assert images[0].name in outcome(report, "readable").details[0]
     assert images[0].name in " ".join(report.faults)
-    assert outcome(report, "files").details == (str(dataset / "images" / "stray.png"),)
+    assert outcome(report, "files").details == (f"{dataset / 'images' / 'stray.png'} is in no row",)
     images[2].unlink()
     found = outcome(check(dataset), "files")
     assert found.status == "fail"
     assert images[2].name in found.details[0]
+    assert "stray.png" in found.details[1]
 
 
 def test_the_same_file_under_two_patients_fails_and_under_one_warns(dataset: Path) -> None:
@@ -124,6 +125,15 @@ def test_the_same_file_under_two_patients_fails_and_under_one_warns(dataset: Pat
     found = outcome(check(dataset), "identical-files")
     assert found.status == "fail"
     assert Path(other).name in found.details[0]
+
+
+def test_a_row_that_is_there_twice_is_no_copy_of_a_file(dataset: Path) -> None:
+    table = next(dataset.glob("Data_Entry_2017*.csv"))
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, lines[1]]))
+    report = check(dataset)
+    assert outcome(report, "table").status == "fail"
+    assert outcome(report, "identical-files").status == "pass"
 
 
 def test_sixteen_bit_images_that_leave_their_upper_bits_empty_fail_with_the_setting_that_mends(dataset: Path) -> None:

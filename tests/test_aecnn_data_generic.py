@@ -121,6 +121,15 @@ def test_missing_columns_are_named_with_their_keys_and_the_nearest_heading(tmp_p
         read_manifest(DatasetConfig(root=tmp_path, table=TableConfig(file="absent.csv")))
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_another_separator_than_a_comma_is_told_once(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "labels.csv").write_text(
+        mark.join(["image", "patient", "Mass"]) + "\n" + mark.join(["a.png", "1", "0"])
+    )
+    assert len(faults_of(tmp_path)) == 1
+    assert "save it comma-separated" in faults_of(tmp_path)[0]
+
+
 def test_a_heading_that_looks_like_a_finding_and_is_none_is_told(tmp_path: Path) -> None:
     write_images(tmp_path / "images", "a.png")
     (tmp_path / "labels.csv").write_text("image,patient,Mass,Nodul\na.png,1,0,1\n")

@@ -1,6 +1,8 @@
 """Commands about data: `phantom`, `check` and `cache`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aecnn.config import PhantomConfig, load_dataset, validate_config
-from aecnn.console import JsonOption, print_json, progress_bar, say, table_of
+from aecnn.console import EXIT_FAULTY_INPUT, JsonOption, print_json, progress_bar, say, table_of
 from aecnn.errors import ManifestError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone takes seconds, and `check` needs little
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone
     from aecnn.data.check.report import DataReport
 
 EXIT_FAULTS_FOUND = 1
+EXIT_INTERRUPTED = 130  # as a shell has it
 MOST_DETAILS = 8  # entries of one check on the screen
 
 DataArgument = Annotated[
@@ -122,6 +125,8 @@ def check(
         write_page(found, report)
         if not json_:
             say(Console(), f"report: {escape(str(report))} (shows patients: keep it in the hospital)")
+    if found.num_images == 0:
+        raise typer.Exit(EXIT_FAULTY_INPUT)  # no table to speak of
     if found.status == "fail":
         raise typer.Exit(EXIT_FAULTS_FOUND)
 
@@ -147,7 +152,7 @@ def cache(
     from aecnn.data.cache.verify import verify_cache
 
     num_workers = workers or os.cpu_count() or 1
-    with progress_bar("verifying" if verify else "decoding") as (progress, task):
+    with _told_if_interrupted(), progress_bar("verifying" if verify else "decoding") as (progress, task):
 
         def tell(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
@@ -167,6 +172,15 @@ def cache(
         say(Console(), f"{len(faults)} difference(s)" if faults else "[green]the cache is true to the files[/]")
     if faults:
         raise typer.Exit(EXIT_FAULTS_FOUND)
+
+
+@contextmanager
+def _told_if_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(Console(stderr=True), "interrupted: what was finished is kept, and the same command goes on from there")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -210,4 +224,4 @@ def _show_cache(made: "CacheReport", *, json_: bool) -> None:
         f"{made.num_decoded:,} decoded, {made.num_copied:,} moved, {made.num_kept:,} kept, {made.num_removed:,} removed"
     )
     say(Console(), f"{done} in {made.seconds:.1f} s")
-    say(Console(), f"{made.num_images:,} images, {made.num_bytes / 1e9:.2f} GB in {escape(str(made.folder))}")
+    say(Console(), f"{made.num_images:,} images, {made.num_bytes / 1e6:,.1f} MB in {escape(str(made.folder))}")

@@ -66,7 +66,7 @@ def evaluate(
         raise ConfigError("aecnn evaluate", ["give either --checkpoint or --predictions"])
     if checkpoint is not None:
         if data is None or targets is not None:
-            raise ConfigError("aecnn evaluate", ["--checkpoint goes with --data, not with --targets"])
+            raise ConfigError("aecnn evaluate", ["--checkpoint needs --data, and goes without --targets"])
         dataset = load_dataset(data)
         if on_unreadable is not None:
             dataset = dataset.model_copy(update={"on_unreadable": on_unreadable})

@@ -54,7 +54,7 @@ def withdrawn_patients(dataset: DatasetConfig) -> frozenset[str]:
         if not path.is_file():
             raise ManifestError(
                 path,
-                [f"{path.name}: the list of withdrawn patients is missing: restore it, or mend data.excluded_patients"],
+                [f"{path}: the list of withdrawn patients is missing: restore it, or mend data.excluded_patients"],
             )
         ids = read_list(path).str.partition("#")[0].str.strip()
         odd = ids[ids.str.contains(_NO_ID, regex=True)]

@@ -110,6 +110,10 @@ def read_table(path: Path, *, columns: Mapping[str, tuple[str, ...]]) -> RawTabl
         raise ManifestError(path, [f"{path.name} row {reader.line_num}: is not comma-separated ({error})"]) from error
     if len(numbered) < 2:
         raise ManifestError(path, [f"{path.name}: holds no rows below a header"])
+    if len(numbered[0][1]) == 1 and any(mark in numbered[0][1][0] for mark in ";\t|"):
+        raise ManifestError(
+            path, [f"{path.name} row 1: has no comma in {shown(numbered[0][1][0])}: save it comma-separated"]
+        )
     names = _header_names(numbered[0][1], width=_width(numbered[1][1]))
     found: dict[str, int] = {}
     for name, spellings in columns.items():

@@ -72,7 +72,7 @@ def _verify_shard(check: _Check, on_images: OnImages) -> list[str]:
         place = f"{check.shard.pixels_file} image {row} ({entry.image})"
         stored = Stored(*check.shard.place(row), entry)
         if crc32(read_pixels(stored, num_bytes=check.shard.size_px**2)) != entry.pixels_crc32:
-            faults.append(f"{place}: the pixels are not those that were stored: remove this file and {ADVICE}")
+            faults.append(f"{place}: the pixels are not those that were stored: remove this .npy file and {ADVICE}")
         if item is None:
             faults.append(f"{place}: is not in the table, or its patient withdrew consent: {ADVICE}")
         else:

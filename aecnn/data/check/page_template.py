@@ -16,8 +16,11 @@ CHECK_STYLE = """\
 h3 { font-size: 14px; font-weight: 650; margin: 0 0 10px; } h3 + p { margin: -8px 0 10px; font-size: 13px; } a.jump { color: var(--accent); }
 .groups { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 30px 44px; }
 .groups table td:nth-child(2) { width: 45%; } .share { height: 9px; background: var(--accent); border-radius: 0 2px 2px 0; min-width: 1px; }
-td .of { color: var(--muted); font-size: 12px; display: inline-block; min-width: 44px; } td.rare { color: var(--warn); }
-@media screen and (max-width: 760px) { .groups { grid-template-columns: minmax(0, 1fr); } }
+td .of { color: var(--muted); font-size: 12px; display: inline-block; min-width: 44px; } td.rare .of { color: var(--warn); font-weight: 650; }
+@media screen and (max-width: 760px) {
+  .groups { grid-template-columns: minmax(0, 1fr); }
+  .checks td { display: block; padding: 0 0 2px; border: 0; } .checks td:first-child { padding-top: 10px; } .checks td:last-child { padding-bottom: 10px; border-bottom: 1px solid var(--hairline); }
+}
 """
 
 CHECK_TEMPLATE = """\
@@ -64,7 +67,7 @@ CHECK_TEMPLATE = """\
 
 {% if pictures %}
 <section id="suspects">
-  <div class="rail"><h2>Suspects</h2><p>What the checks think of single radiographs, the surest first. They err: how often, on other images, is in the documentation.</p></div>
+  <div class="rail"><h2>Suspects</h2><p>What the checks think of single radiographs, the surest first. The number in brackets is how sure they are. How often they err is in docs/data-checks.md.</p></div>
   <div class="content">
   {% for check in report.checks if check.suspects %}
     <h3 id="{{ check.check }}">{{ check.title }}</h3><p class="muted">{{ check.summary }}{% if check.suspects|length > shown %}; the {{ shown }} surest are shown, --json lists all{% endif %}</p>

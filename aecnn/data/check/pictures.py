@@ -66,7 +66,8 @@ def check_pictures(
         num_workers: Processes that decode.
         on_progress: Called with the images done and their number.
     """
-    known = manifest.select(manifest.table["path"].notna().to_numpy(dtype=bool))
+    paths = manifest.table["path"]
+    known = manifest.select((paths.notna() & ~paths.duplicated()).to_numpy(dtype=bool))  # a row twice is no copy
     examined = _examine(known.table, files=files, num_workers=num_workers, on_progress=on_progress)
     table = known.table.iloc[examined.rows].reset_index(drop=True)
     return [
@@ -210,7 +211,7 @@ def _check_identical(table: pd.DataFrame, hashes: list[str]) -> Outcome:
         check="identical-files",
         title="Identical files",
         status="fail" if any(across) else "warn" if groups else "pass",
-        summary=f"{told}: keep one of each" if groups else "no file is there twice",
+        summary=f"{told}: find out whose they are, and keep one of each" if groups else "no file is there twice",
         details=tuple(details),
     )
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from aecnn.config import DatasetConfig
 from aecnn.data.check.counts import DISCLOSURE_FLOOR_PATIENTS, LabelCounts, check_counts, count_labels, positives
-from aecnn.data.check.outcome import Outcome, Status, outcome_of_faults, worst
+from aecnn.data.check.outcome import Outcome, Status, worst
 from aecnn.data.check.tables import check_tables
 from aecnn.data.layout import image_files, patients_in_several_splits
 from aecnn.data.manifest import Manifest, Parsed, parse_manifest
@@ -101,18 +101,20 @@ def check_dataset(
 
 def _check_files(parsed: Parsed, manifest: Manifest) -> Outcome:
     """Missing images fail; files that no row names are only told."""
-    if parsed.file_faults:
-        return outcome_of_faults("files", "Files", parsed.file_faults, if_none="")
     images = manifest.table["image"]
     files = image_files(manifest.root, parsed.mapping, images=images, faults=[])
     withdrawn = len(manifest.withdrawn_images & set(files))  # their names are nobody's business any more
     extra = sorted(set(files) - set(images) - manifest.withdrawn_images)
-    notes = [f"{len(extra):,} files are in no row of the table, and are not used"] if extra else []
+    missing = parsed.file_faults
+    notes = (
+        [f"{len(missing):,} {'fault' if len(missing) == 1 else 'faults'}: mend them before joining"] if missing else []
+    )
+    notes += [f"{len(extra):,} files are in no row of the table, and are not used"] if extra else []
     notes += [f"{withdrawn:,} files of withdrawn patients are still there: delete them"] if withdrawn else []
     return Outcome(
         check="files",
         title="Files",
-        status="warn" if notes else "pass",
+        status="fail" if missing else "warn" if notes else "pass",
         summary="; ".join(notes) or f"{len(images):,} images, and no file beside them",
-        details=tuple(files[name] for name in extra[:MAX_EXTRA_NAMED]),
+        details=(*missing, *(f"{files[name]} is in no row" for name in extra[:MAX_EXTRA_NAMED])),
     )

@@ -32,7 +32,7 @@ def check_tables(parsed: Parsed, dataset: DatasetConfig) -> list[Outcome]:
             check="cells",
             title="Ages, sexes, columns",
             status="warn" if own_warnings else "pass",
-            summary="some cells are treated as unknown" if own_warnings else "every cell was understood",
+            summary="something was not understood, and is treated as unknown" if own_warnings else "all was understood",
             details=own_warnings,
         ),
         _check_splits(parsed, manifest),

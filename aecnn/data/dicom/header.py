@@ -132,7 +132,7 @@ def _subject_faults(dataset: "Dataset", files: FilesConfig) -> list[str]:
         (view_tag, view, files.dicom_views, "dicom_views"),
     )
     return [
-        f"{tag} is {shown(value)}, accepted by files.{key} are {', '.join(accepted)}"
+        f"{tag} is {shown(value)}, data.files.{key} accepts {', '.join(accepted)}"
         for tag, value, accepted, key in checks
         if value and value not in {entry.upper() for entry in accepted}
     ]

@@ -98,7 +98,7 @@ def _existing_report(root: Path, config: PhantomConfig) -> PhantomReport | None:
     """The report of the same dataset at ``root``, None where there is nothing yet."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
-    remedy = "choose another folder, or remove this one first"
+    remedy = "choose another folder, or set data.phantom to null to use this one as it is"
     if not root.is_dir():
         raise ManifestError(root, [f"is a file, expected a folder to write the phantom dataset to: {remedy}"])
     try:
