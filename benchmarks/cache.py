@@ -11,10 +11,8 @@ import argparse
 import functools
 import os
 import platform
-import shlex
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -228,6 +226,13 @@ def gigabytes_per_second(seconds: list[float]) -> float:
     return BATCH * SIZE_PX**2 / median(seconds) / 1e9
 
 
+def _shown(options: argparse.Namespace) -> str:
+    """The arguments, without where on this machine the data are."""
+    data = [] if options.data is None else [f"--data …/{options.data.name}"]
+    scale = [] if options.scale is None else [f"--scale {options.scale}"]
+    return " ".join([*data, f"--images {options.images} --turns {options.turns}", *scale])
+
+
 def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,7 +255,7 @@ def main() -> None:
             lines += measure_scale(place / "scale", num_images=options.scale, num_workers=options.workers)
     text = "\n".join(
         [
-            f"`python {shlex.join(sys.argv)}`",
+            f"`python benchmarks/cache.py {_shown(options)}`",
             "",
             f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}; {options.images} files of "
             f"{len(source)} different ones, {SIZE_PX} px; medians of {options.turns} turns",

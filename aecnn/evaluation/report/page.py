@@ -30,6 +30,9 @@ FILES = {
     "global.safetensors": "released weights of the global model",
     "history.jsonl": "events of the run, one a line",
     "metrics.json": "scores of the released model",
+    "partition.json": "hospitals of the partition, counted, with its hash",
+    "partition.svg": "findings of each hospital, drawn",
+    "patients.csv": "each patient's hospital",
     "predictions.csv": "predicted probabilities, image by image",
     "targets.csv": "annotated findings, image by image",
 }
