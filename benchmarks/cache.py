@@ -3,6 +3,10 @@
     python benchmarks/cache.py --data /data/ChestX-ray14    # or without --data: on phantoms
     python benchmarks/cache.py --scale 112120               # also: as many images as ChestX-ray14 has, tiny ones
 
+The bound: beside decoding (10 ms), an image of 1024 px costs the SHA-256 of its 0.4 MB file (0.23 ms), the CRC-32 of
+its 1 MB of pixels (0.25 ms) and writing these into the page cache (0.2 ms at least, plus what the disk asks for): at
+most 93 % of the decoder's pace.
+
 Writes benchmarks/results/cache.md. What is compared runs in turns, and a ratio is the median of the turns' ratios,
 because other work on the machine moves single figures.
 """
