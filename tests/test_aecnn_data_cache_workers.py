@@ -8,20 +8,24 @@ from aecnn.progress import OnImages
 
 
 def fail(task: str, on_images: OnImages) -> str:
+    if task == "disk":
+        raise OSError(28, "No space left on device")
     if task == "value":
         raise ValueError("a number too far")
-    raise ManifestError("labels.csv", [task])  # cannot be pickled and read again
+    raise ManifestError("labels.csv", [task])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "kind", "text"),
-    [("value", ValueError, "^a number too far"), ("table", CacheError, r"ManifestError: labels\.csv: 1 fault")],
+    ("task", "kind", "told"),
+    [
+        ("disk", OSError, "No space left"),
+        ("value", CacheError, "failed: ValueError: a number too far"),
+        ("table", CacheError, r"failed: ManifestError: labels\.csv: 1 fault"),
+    ],
 )
-def test_an_error_in_a_worker_is_raised_as_it_is_where_it_can_travel(
-    task: str, kind: type[Exception], text: str
-) -> None:
-    with pytest.raises(kind, match=text) as caught:
+def test_an_error_in_a_worker_reaches_the_parent(task: str, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told) as caught:
         list(work_off([task, task], fail, num_workers=2, on_images=lambda _: None))
-    if kind is ValueError:
-        assert "in fail" in "".join(caught.value.__notes__)
+    if kind is CacheError:
+        assert "in fail" in "".join(caught.value.__notes__)  # the worker's own traceback

@@ -4,7 +4,6 @@ A pool of `concurrent.futures` leaves its processes behind when its parent is ki
 of its own, which breaks at that moment.
 """
 
-import pickle
 import signal
 import threading
 import time
@@ -124,20 +123,14 @@ def _serve(work: Callable[[Any, OnImages], Any], connection: Connection) -> None
                 answer: tuple[str, Any] = ("result", work(task, report.add))
             except (ConnectionError, MemoryError):  # the parent is gone, or learns of it when this process ends
                 raise
+            except OSError as error:
+                answer = ("error", error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-                answer = ("error", _portable(error))
+                failed = CacheError(f"a process that decodes images failed: {type(error).__name__}: {error}")
+                failed.add_note(traceback.format_exc())
+                answer = ("error", failed)
             report.send()
             connection.send(answer)
-
-
-def _portable(error: Exception) -> Exception:
-    """Gives an error as it can travel to the parent, with the place where it was raised."""
-    error.add_note(traceback.format_exc())
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-    except Exception:  # noqa: BLE001 - constructors of errors may raise anything
-        return CacheError(f"a process that decodes images failed: {type(error).__name__}: {error}")
-    return error
 
 
 class _Report:
