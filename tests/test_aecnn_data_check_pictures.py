@@ -20,6 +20,7 @@ from aecnn.data.check.outcome import Outcome
 from aecnn.data.check.page import write_page
 from aecnn.data.check.report import DataReport, check_dataset
 from aecnn.data.manifest import read_manifest
+from dicom_files import dataset_of, file_of
 
 FILES = FilesConfig()
 
@@ -187,6 +188,20 @@ def test_files_of_withdrawn_patients_are_counted_and_not_named(dataset: Path) ->
     count = int((table["patient"] == patient).sum())
     assert found.summary == f"{count} files of withdrawn patients are still there: delete them"
     assert found.details == ()
+
+
+@pytest.mark.parametrize(("window", "status"), [({}, "fail"), ({"WindowCenter": 128, "WindowWidth": 256}, "pass")])
+def test_a_dicom_of_few_bits_is_dark_unless_its_window_makes_up_for_it(
+    tmp_path: Path, window: dict[str, int], status: str
+) -> None:
+    pytest.importorskip("pydicom")
+    (tmp_path / "images").mkdir()
+    values = np.tile(np.arange(256, dtype=np.uint16), (256, 1))
+    (tmp_path / "images" / "a.dcm").write_bytes(file_of(dataset_of(values, BitsStored=12, HighBit=11, **window)))
+    (tmp_path / "labels.csv").write_text("image,patient,Mass\na.dcm,1,0\n")
+    report = check(tmp_path)
+    assert outcome(report, "readable").status == "pass"
+    assert outcome(report, "bit-depth").status == status
 
 
 def test_one_full_picture_does_not_hide_dark_ones(dataset: Path) -> None:

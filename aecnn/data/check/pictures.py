@@ -109,12 +109,20 @@ def _keep(examined: _Examined, row: int, facts: FileFacts, files: FilesConfig) -
     examined.rows.append(row)
     examined.storage[facts.storage] += 1
     examined.sides[facts.width_px, facts.height_px] += 1
-    declared = files.bits_stored if facts.storage.startswith("PNG") else facts.bits
-    if facts.bits > 8 and facts.bits_used <= declared - DARK_BITS:
+    if _is_dark(facts, files):
         examined.dark[facts.storage, facts.bits_used] += 1
     examined.sha256.append(facts.sha256)
     if facts.phash is not None:
         examined.phashes.append(facts.phash)
+
+
+def _is_dark(facts: FileFacts, files: FilesConfig) -> bool:
+    """Whether a picture of more than 8 bits leaves its upper ones empty; a DICOM's window may make up for it."""
+    is_png = facts.storage.startswith("PNG")
+    declared = files.bits_stored if is_png else facts.bits
+    if facts.bits <= 8 or facts.bits_used > declared - DARK_BITS:
+        return False
+    return is_png or (facts.thumbnail is not None and int(facts.thumbnail.max()) < 256 >> DARK_BITS)
 
 
 def _inspect(examined: _Examined, waiting: list[tuple[int, FileFacts]], table: pd.DataFrame) -> None:
