@@ -241,6 +241,32 @@ class PartitionConfig(StrictModel):
         return self
 
 
+StrategyName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"]
+
+
+class StrategyConfig(StrictModel):
+    """How the hospitals' weights become one model; all but fedavg hold every update of a round in memory."""
+
+    name: StrategyName = "fedavg"
+    server_learning_rate: float | None = Field(default=None, gt=0.0)  # fedavgm, fedadam, fedyogi, fedadagrad
+    server_momentum: float | None = Field(default=None, ge=0.0, lt=1.0)  # fedavgm
+    trimmed_fraction: float | None = Field(default=None, gt=0.0, lt=0.5)  # fedtrimmedavg: from either end
+    num_malicious: int | None = Field(default=None, ge=0)  # krum
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        goes_with = {
+            "server_learning_rate": ("fedavgm", "fedadam", "fedyogi", "fedadagrad"),
+            "server_momentum": ("fedavgm",),
+            "trimmed_fraction": ("fedtrimmedavg",),
+            "num_malicious": ("krum",),
+        }
+        odd = [key for key, names in goes_with.items() if getattr(self, key) is not None and self.name not in names]
+        if odd:
+            raise ValueError(f"{', '.join(odd)} does not go with strategy {self.name!r}: remove it")
+        return self
+
+
 class FederationConfig(StrictModel):
     """The centre's side of a run: rounds, who takes part in each, and which round's model is released."""
 
@@ -249,8 +275,11 @@ class FederationConfig(StrictModel):
     min_hospitals: int = Field(default=2, ge=1)
     join_timeout_s: float = Field(default=600.0, gt=0.0)
     round_timeout_s: float = Field(default=3600.0, gt=0.0)
+    max_failed_rounds: int = Field(default=3, ge=1)  # tries of one round without quorum, after which the run fails
+    max_update_norm_ratio: float = Field(default=10.0, gt=1.0)  # of an update, to the median norm of the round
     validation_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     released_round: Literal["last", "best"] = "best"  # best: by pooled validation AUROC, never by test
+    strategy: StrategyConfig = StrategyConfig()
 
 
 class SimulationConfig(StrictModel):

@@ -7,14 +7,21 @@ wire. A message holds at most these records:
 direction  record                         content
 ========== ============================== ===========================================================
 to         ``request``                    `Request`: run, round, seed, plan as JSON, validation share
-to         ``weights``                    the global model's named arrays
+to         ``weights``                    the global model's named arrays, packed
+to         ``files``                      at the end: the released model, report and model card, as bytes
 from       ``origin``                     `Origin`: hospital, round and code fingerprint
+from       ``audit``                      `AuditHead`: length and head of the hospital's audit log
 from       ``counts``                     `HospitalCounts`, once, when a hospital joins
 from       ``report``                     `RoundReport`: sums over the images trained on
 from       ``validation``                 `ValidationReport`: sums over the validation images
 from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]
-from       ``weights``                    the locally trained model's named arrays
+from       ``weights``                    the locally trained model's named arrays, packed
 ========== ============================== ===========================================================
+
+Four message types ask for an answer: ``query`` (join: origin, counts), ``train`` (origin, report, weights, validation,
+histograms), ``evaluate`` (origin, validation, histograms) and ``query.deliver`` (origin). Packed weights are one array
+``packed`` of uint8 that holds a safetensors file: Flower moves each array by itself, in calls that cost more than
+their bytes.
 """
 
 import hashlib
@@ -32,16 +39,37 @@ from aecnn.findings import NUM_FINDINGS
 
 WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
 REPORT, VALIDATION, HISTOGRAMS = "report", "validation", "histograms"
+AUDIT, FILES = "audit", "files"
 SCORE_COUNTS = "score-counts"  # the one array of the histograms record
+PACKED = "packed"  # the one array of the weights record
+
+JOIN, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "query.deliver"  # message types
+RECORDS_OF: dict[str, tuple[str, ...]] = {  # what an answer to each may hold; nothing else leaves a hospital
+    JOIN: (ORIGIN, AUDIT, COUNTS),
+    TRAIN: (ORIGIN, AUDIT, REPORT, VALIDATION, HISTOGRAMS, WEIGHTS),
+    EVALUATE: (ORIGIN, AUDIT, VALIDATION, HISTOGRAMS),
+    DELIVER: (ORIGIN, AUDIT),
+}
+RELEASED_MODEL, RELEASED_REPORT, RELEASED_CARD = "global.safetensors", "report.html", "model_card.md"
+DELIVERED_FILES = (RELEASED_MODEL, RELEASED_REPORT, RELEASED_CARD)
 
 # Codes a hospital answers with when it cannot do as asked; the reason stays in its own log.
 CODE_FAILED = 100
 CODE_REFUSED = 101
 CODE_NO_DATA = 102
+CODE_AGAINST_POLICY = 103
+CODE_WITHHELD = 104
+CODE_LATER = 105
+CODE_WITHDRAWN = 106
+FIRST_CODE = CODE_FAILED  # smaller ones are Flower's own: the task or its node failed, not the hospital's code
 CODE_TEXT = {
     CODE_FAILED: "the hospital's training failed; its own log says why",
     CODE_REFUSED: "the hospital refused the request; its own log says why",
     CODE_NO_DATA: "the hospital could not read its data; its own log says why",
+    CODE_AGAINST_POLICY: "the hospital's site file does not allow what was asked; its own log says what",
+    CODE_WITHHELD: "the hospital's guard withheld the answer; its own log says why",
+    CODE_LATER: "the hospital pauses, or this is outside its working hours",
+    CODE_WITHDRAWN: "the hospital has withdrawn from the run",
 }
 
 
@@ -55,8 +83,8 @@ class WireModel(StrictModel):
     model_config = ConfigDict(alias_generator=_kebab, populate_by_name=True)
 
     def to_wire(self) -> dict[str, Any]:
-        """Gives the record's keys and values."""
-        return self.model_dump(by_alias=True, mode="python")
+        """Gives the record's keys and values; what is None is absent."""
+        return self.model_dump(by_alias=True, mode="python", exclude_none=True)
 
     @classmethod
     def from_wire(cls, record: object) -> Self:
@@ -71,7 +99,8 @@ class WireModel(StrictModel):
 class Request(WireModel):
     """What the centre asks of a hospital in one round (round 0: before the first)."""
 
-    run: str
+    run: str  # its name
+    run_id: str = Field(pattern=r"^[0-9a-f]{16}$")  # of this one run: with the round, it names a request
     round: int = Field(ge=0)
     seed: int = Field(ge=0)
     plan_json: str
@@ -99,19 +128,28 @@ class Origin(WireModel):
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class AuditHead(WireModel):
+    """How far a hospital's audit log has come: the centre can tell if it was cut or rewritten since."""
+
+    length: int = Field(ge=1)
+    head: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class HospitalCounts(WireModel):
-    """How much a hospital holds; `positives` counts training images in the order of the findings."""
+    """How much a hospital holds; `positives` counts training images in the order of the findings, where it is told."""
 
     num_train_images: int = Field(ge=0)
     num_train_patients: int = Field(ge=0)
     num_validation_images: int = Field(ge=0)
     num_validation_patients: int = Field(ge=0)
     num_skipped_images: int = Field(ge=0)
-    positives: list[Annotated[int, Field(ge=0)]] = Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)
+    positives: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=NUM_FINDINGS, max_length=NUM_FINDINGS
+    )
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
-        if max(self.positives) > self.num_train_images:
+        if self.positives is not None and max(self.positives) > self.num_train_images:
             raise ValueError(f"{max(self.positives)} positive images among {self.num_train_images} training images")
         for patients, images in (
             (self.num_train_patients, self.num_train_images),
@@ -141,6 +179,22 @@ class ValidationReport(WireModel):
     num_images: int = Field(ge=0)
     bce_sum: float = Field(ge=0.0)
     mse_sum: float = Field(ge=0.0)
+
+
+def exchange_schema() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Gives what an answer to each kind of message may hold: its records, and each record's keys or arrays."""
+    keys = {
+        record: tuple(_kebab(name) for name in model.model_fields)
+        for record, model in (
+            (ORIGIN, Origin),
+            (AUDIT, AuditHead),
+            (COUNTS, HospitalCounts),
+            (REPORT, RoundReport),
+            (VALIDATION, ValidationReport),
+        )
+    }
+    keys |= {HISTOGRAMS: (SCORE_COUNTS,), WEIGHTS: (PACKED,)}
+    return {message: {record: keys[record] for record in records} for message, records in RECORDS_OF.items()}
 
 
 @cache

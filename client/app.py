@@ -25,7 +25,7 @@ from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
 from aecnn.training.seeds import derive_seed
 from client.site import Hospital, TrainingData, hospital_of, read_training_data
-from client.wire import arrays_of, to_array_record
+from client.wire import packed_record, to_array_record, weights_in
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def train(message: Message, context: Context) -> Message:
             seconds=report.seconds,
         ).to_wire()
     )
-    content[contract.WEIGHTS] = to_array_record(weights_of(model))
+    content[contract.WEIGHTS] = packed_record(weights_of(model))
     return Message(content, reply_to=message)
 
 
@@ -132,7 +132,7 @@ def _prepare_device(hospital: Hospital, request: Request) -> torch.device:
 def _arrived_model(message: Message, request: Request) -> JointAECNN:
     plan = request.plan
     model = _resident_model(plan.model, plan.images.input_size_px)
-    load_weights(model, arrays_of(message.content.array_records[contract.WEIGHTS]), subject="the arriving weights")
+    load_weights(model, weights_in(message.content.array_records[contract.WEIGHTS]), subject="the arriving weights")
     return model
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from aecnn.config import (
     HOSPITAL_NAME,
+    Backbone,
     DatasetConfig,
     ScannerConfig,
     SimulationConfig,
@@ -45,6 +46,35 @@ class SiteDataConfig(DatasetConfig):
     scanner: ScannerConfig | None = None  # for simulations: the images are shifted to look like another scanner's
 
 
+class ReportConfig(StrictModel):
+    """What besides the weights may leave; False keeps it at the hospital."""
+
+    training_sums: bool = True  # losses and latent pixels, summed over the images of a round
+    validation_sums: bool = True
+    histograms: bool = True  # of validation scores by finding; small cells can tell much about single patients
+    positives: bool = True  # training images by finding, once
+
+
+class AcceptedConfig(StrictModel):
+    """What the centre may ask for; anything else is refused."""
+
+    max_rounds: int = Field(default=100, ge=1)  # of one run
+    max_steps_per_round: int = Field(default=20_000, ge=1)
+    backbones: tuple[Backbone, ...] | None = None  # None: every one this software has
+    released_files: bool = True  # the released model, report and model card are kept in models/
+    requires_privacy: bool = False  # True: nothing is trained without differential privacy
+
+
+class PolicyConfig(StrictModel):
+    """What a hospital lets leave and lets be asked. A site file without one lets nothing leave."""
+
+    report: ReportConfig = ReportConfig()
+    accept: AcceptedConfig = AcceptedConfig()
+    min_patients: int = Field(default=10, ge=1)  # with fewer in training, nothing leaves
+    min_steps: int = Field(default=1, ge=1)  # in a round, or its weights do not leave
+    working_hours: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+
+
 class SiteConfig(StrictModel):
     """One hospital's own settings; the centre never sees them."""
 
@@ -52,6 +82,12 @@ class SiteConfig(StrictModel):
     validation_key: str = Field(min_length=8)  # decides which patients validate; keep it for the life of the data
     device: str = "auto"
     data: SiteDataConfig
+    policy: PolicyConfig | None = None  # None: nothing leaves
+    local_port: int = Field(default=8100, ge=1, le=65535)  # of the SuperNode's service on this machine's loopback
+
+
+# A simulated hospital holds what the simulation gives it, and has no one to protect.
+SIMULATED_POLICY = PolicyConfig(min_patients=1, accept=AcceptedConfig(max_rounds=10**6, max_steps_per_round=10**9))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +169,7 @@ def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospita
         name=f"hospital-{partition + 1:02d}",
         validation_key=f"simulated-{config.seed}",
         data=SiteDataConfig(**shared | {"memory_limit_mb": max(1, config.data.memory_limit_mb // count)}),
+        policy=SIMULATED_POLICY,
     )
     own = [patient for patient in manifest.patients if _bucket(patient) % count == partition]
     return _hospital(site, manifest.of_patients(own))

@@ -1,6 +1,7 @@
 """The centre's Flower app: reads the run's configuration, runs the rounds, releases the model and reports on it."""
 
 import logging
+import secrets
 import time
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def run_and_release(grid: Grid, config: SimulationConfig, folder: RunFolder, *, 
     plan = config.plan
     try:
         initial = weights_of(build_model(plan.model, seed=config.seed, input_size_px=plan.images.input_size_px))
-        federation = Federation(config.name, config.seed, config.federation, plan, folder)
+        federation = Federation(config.name, secrets.token_hex(8), config.seed, config.federation, plan, folder)
         released = run_federation(grid, federation, initial, expected_nodes=expected_nodes)
         save_released(folder, released, plan, run=config.name)
         score_on_test(folder, config.data, plan)

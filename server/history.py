@@ -27,7 +27,7 @@ def start_event(run: str, hospitals: Mapping[str, HospitalCounts]) -> Event:
                 "num_validation_images": counts.num_validation_images,
                 "num_validation_patients": counts.num_validation_patients,
                 "num_skipped_images": counts.num_skipped_images,
-                "positives": dict(zip(FINDINGS, counts.positives, strict=True)),
+                "positives": None if counts.positives is None else dict(zip(FINDINGS, counts.positives, strict=True)),
             }
             for name, counts in sorted(hospitals.items())
         },

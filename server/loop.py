@@ -32,6 +32,7 @@ class Federation:
     """One run's settings, and where its history goes."""
 
     run: str
+    run_id: str
     seed: int
     settings: FederationConfig
     plan: Plan
@@ -192,6 +193,7 @@ def better(federation: Federation, candidate: Released, new: Released) -> Releas
 def _request(federation: Federation, round_number: int) -> Request:
     return Request(
         run=federation.run,
+        run_id=federation.run_id,
         round=round_number,
         seed=federation.seed,
         plan_json=federation.plan.model_dump_json(),

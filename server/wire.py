@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from aecnn import contract
 from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel
-from aecnn.errors import AecnnError, ConfigError
+from aecnn.errors import AecnnError, CheckpointError, ConfigError
 from aecnn.evaluation.histogram import NUM_BINS, ScoreHistogram
 from aecnn.findings import NUM_FINDINGS
+from aecnn.model.weights import pack_weights, unpack_weights
 
 Weights = Mapping[str, NDArray[np.generic]]
 Record = TypeVar("Record", bound=WireModel)
@@ -39,7 +40,7 @@ def request_content(request: Request, weights: Weights | None) -> RecordDict:
     """Gives a message's content: the request, and the global weights where there are some to send."""
     content = RecordDict({contract.REQUEST: ConfigRecord(request.to_wire())})
     if weights is not None:
-        content[contract.WEIGHTS] = ArrayRecord({name: Array(array) for name, array in weights.items()})
+        content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(pack_weights(weights))})
     return content
 
 
@@ -66,8 +67,17 @@ def read_answer(reply: Message) -> Answer:
         report=_scalars(content, contract.REPORT, RoundReport),
         validation=_scalars(content, contract.VALIDATION, ValidationReport),
         histogram=_histogram(content),
-        weights=None if weights is None else {name: array.numpy() for name, array in weights.items()},
+        weights=None if weights is None else _unpacked(weights),
     )
+
+
+def _unpacked(record: ArrayRecord) -> Weights:
+    if list(record) != [contract.PACKED]:
+        raise AnswerError(f"the record 'weights' must hold the one array {contract.PACKED!r}")
+    try:
+        return unpack_weights(record[contract.PACKED].numpy())
+    except CheckpointError as error:
+        raise AnswerError(f"its weights cannot be read: {'; '.join(error.faults)}") from error
 
 
 def _scalars(content: RecordDict, key: str, kind: type[Record]) -> Record | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from aecnn.config import DatasetConfig, SimulationConfig
+from client.site import SIMULATED_POLICY
 from simulations.patients_file import Partition
 from simulations.scanners import draw_scanners
 
@@ -28,5 +29,6 @@ def write_hospitals(config: SimulationConfig, partition: Partition, folder: Path
             "name": name,
             "validation_key": f"simulated-{config.seed}",
             "data": {**dataset, "patients_file": PATIENTS_FILE, **scanner},
+            "policy": SIMULATED_POLICY.model_dump(mode="json"),
         }
         (place / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False, allow_unicode=True), encoding="utf-8")

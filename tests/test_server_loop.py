@@ -181,7 +181,7 @@ def test_a_deadline_never_loses_a_hospital_that_is_only_waiting_for_its_turn(pha
 )
 def test_best_is_the_highest_validation_auroc_or_the_last_round(judged, released, phantom_64px, tmp_path):
     config = small_config(phantom_64px)
-    federation = Federation("x", 0, config.federation, config.plan, RunFolder(tmp_path))
+    federation = Federation("x", "0" * 16, 0, config.federation, config.plan, RunFolder(tmp_path))
     candidate = Released(0, {}, 0.99)
     for number, auroc in enumerate(judged, start=1):
         candidate = better(federation, candidate, Released(number, {}, auroc))

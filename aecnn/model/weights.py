@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import nn
 
 from aecnn.errors import MAX_FAULTS_SHOWN, CheckpointError
@@ -68,6 +70,23 @@ def faults_of(model: nn.Module, weights: Mapping[str, Array]) -> list[str]:
         if found.dtype != dtype:
             faults.append(f"{name!r} is {found.dtype}, the model needs {dtype}")
     return faults
+
+
+def pack_weights(weights: Mapping[str, Array]) -> NDArray[np.uint8]:
+    """Gives named arrays as the bytes of a safetensors file, uint8 [size]."""
+    return np.frombuffer(save({name: np.asarray(array, order="C") for name, array in weights.items()}), dtype=np.uint8)
+
+
+def unpack_weights(packed: NDArray[np.generic], *, subject: object = "weights") -> Weights:
+    """Gives the named arrays that `pack_weights` packed; the order of names is the file's.
+
+    Raises:
+        CheckpointError: The bytes are no safetensors file.
+    """
+    try:
+        return dict(load(packed.tobytes()))
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(subject, [f"are no safetensors file ({error})"]) from error
 
 
 def rename_old(name: str) -> str:

@@ -1,0 +1,28 @@
+"""The folder of one hospital's client: where everything of it lies."""
+
+from pathlib import Path
+
+from aecnn.enrolment import FEDERATION_FILE, REQUEST_FILE, SITE_FILE
+
+
+class SitePaths:
+    """The folder that ``aecnn-client init`` makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder = folder.absolute()
+        self.site = folder / SITE_FILE
+        self.federation = folder / FEDERATION_FILE
+        self.request = folder / REQUEST_FILE
+        self.key = folder / "hospital.key"  # private, 0600, never sent
+        self.ca_certificate = folder / "ca.pem"
+        self.models = folder / "models"  # released models, by run
+        self.audit_log = folder / "audit.jsonl"
+        self.state = folder / "state"
+        self.database = self.state / "state.sqlite"  # replies kept, head of the audit log, pause and withdrawal
+        self.replies = self.state / "replies"
+        self.checkpoint = self.state / "checkpoint.safetensors"  # of a local training that is under way
+        self.secret = self.state / "secret"
+        self.lock = self.state / "lock"
+        self.status = self.state / "status.json"
+        self.logs = self.state / "logs"
+        self.flower_home = self.state / "flower"

@@ -1,0 +1,244 @@
+"""Everything the centre takes from inside Flower, in one place: its names change between minor versions (1.39 here).
+
+The SuperLink is Flower's own; its Control and Runtime services stay on loopback, hospitals reach the Fleet port alone.
+The ServerApp's task is taken by this process with the shared secret, and the bundle that comes with it is not read:
+what runs is the code installed here.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Context
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import SubStatus
+from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from aecnn.errors import FederationError
+
+LOOPBACK = "127.0.0.1"
+ONLINE = "online"
+POLL_INTERVAL_S = 0.2
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_UNFINISHED = ("pending", "starting", "running")
+_BUNDLE = """[project]
+name = "aecnn-federated"
+version = "1.0.0"
+description = "Names the apps; hospitals and centre run the code that is installed."
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "aecnn"
+
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered hospital as the SuperLink sees it."""
+
+    node_id: int
+    name: str
+    public_key: str  # PEM
+    is_online: bool
+
+
+@dataclass(frozen=True)
+class LocalLink:
+    """How this machine reaches its own SuperLink."""
+
+    port: int
+    ca_certificate: bytes
+    secret: bytes
+
+    @property
+    def address(self) -> str:
+        """Of the Control and Runtime services."""
+        return f"{LOOPBACK}:{self.port}"
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Gives the environment for Flower's processes: no telemetry, no update check, nothing installed at run time."""
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY", ""), LOOPBACK))),
+    }
+
+
+def superlink_command(
+    *, listen: str, port: int, certificate: Path, key: Path, ca_certificate: Path, database: Path, secret_file: Path
+) -> list[str]:
+    """Gives the command of the SuperLink: TLS, node authentication, a database, and no app process of its own."""
+    program = Path(sys.executable).with_name("flower-superlink")
+    if not program.exists():
+        raise FederationError(f"{program} is missing: reinstall this distribution")
+    options = {
+        "--host": LOOPBACK,
+        "--port": port,
+        "--fleet-api-address": listen,
+        "--ssl-certfile": certificate,
+        "--ssl-keyfile": key,
+        "--ssl-ca-certfile": ca_certificate,
+        "--database": database,
+        "--isolation": "process",
+        "--superexec-auth-secret-file": secret_file,
+    }
+    flags = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+    return [str(program), *(str(part) for pair in options.items() for part in pair), *flags]
+
+
+class Control:
+    """The SuperLink's Control service: who is registered, and which runs there are."""
+
+    def __init__(self, link: LocalLink) -> None:
+        self._client = ControlHttpClient.from_server_address(
+            link.address,
+            insecure=False,
+            root_certificates=link.ca_certificate,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flower-server")],
+        )
+
+    def is_up(self) -> bool:
+        """Tells whether the SuperLink answers."""
+        try:
+            self.nodes()
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def nodes(self) -> list[Node]:
+        """Gives the registered hospitals, by name."""
+        listed = self._client.ListNodes(ListNodesRequest()).nodes_info
+        nodes = [
+            Node(info.node_id, info.name, bytes(info.public_key).decode(), info.status == ONLINE) for info in listed
+        ]
+        return sorted(nodes, key=lambda node: node.name)
+
+    def register(self, name: str, public_key: str) -> int:
+        """Registers a hospital's public key (PEM); gives its node id.
+
+        Raises:
+            FederationError: Flower refuses the key.
+        """
+        try:
+            request = RegisterNodeRequest(public_key=public_key.encode(), name=name)
+            return int(self._client.RegisterNode(request).node_id)
+        except httpx.HTTPStatusError as error:
+            raise FederationError(f"Flower does not register {name}'s key: {error.response.text}") from error
+
+    def unregister(self, node_id: int) -> None:
+        """Cuts a hospital off; its requests are refused from now on."""
+        self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+    def start_run(self) -> int:
+        """Submits a run of the apps; gives its id."""
+        bundle, _ = build_fab_from_files({"pyproject.toml": _BUNDLE.encode()})
+        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+        request = StartRunRequest(
+            fab=fab_to_proto(fab), override_config=user_config_to_proto({}), federation="", app_spec=""
+        )
+        return int(self._client.StartRun(request).run_id)
+
+    def stop_runs(self) -> int:
+        """Ends all runs that are not finished; gives how many."""
+        runs = self._client.ListRuns(ListRunsRequest()).run_dict
+        unfinished = [run_id for run_id, run in runs.items() if run.status.status in _UNFINISHED]
+        for run_id in unfinished:
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+        return len(unfinished)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+
+@contextmanager
+def server_task(link: LocalLink, run_id: int, *, timeout_s: float) -> Iterator[tuple[Grid, Context]]:
+    """Takes the ServerApp's task of a run and keeps it alive while the context lasts.
+
+    Raises:
+        FederationError: The task does not come in time.
+    """
+    token = _acquire(link, run_id, timeout_s=timeout_s)
+    grid = HttpGrid(link.address, insecure=False, root_certificates=link.ca_certificate, token=token)
+    client: Any = grid._runtime_client
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    status, details = SubStatus.FAILED, "the centre's process ended"
+    try:
+        task = client.PullTaskInput(PullTaskInputRequest())
+        # Flower reads the sender of a new message from the process's identity.
+        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
+        TaskIdentity.node_id = task.context.node_id
+        grid.set_run(run_from_proto(task.run))
+        yield grid, context_from_proto(task.context)
+        status, details = SubStatus.COMPLETED, ""
+    finally:
+        grid._retry_invoker.max_tries = 1  # no waiting for a SuperLink that is gone
+        with suppress(httpx.HTTPError):  # where it does not arrive, the run is stopped with the next start
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+        heartbeat.stop()
+        grid.close()
+
+
+def _acquire(link: LocalLink, run_id: int, *, timeout_s: float) -> str:
+    client = RuntimeHttpClient.from_server_address(
+        link.address,
+        insecure=False,
+        root_certificates=link.ca_certificate,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=link.secret, protected_methods=frozenset({_ACQUIRE})),
+        ],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    deadline = time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < deadline:
+            answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+            if answer.HasField("task") and answer.token:
+                if answer.task.run_id == run_id:
+                    return str(answer.token)
+                continue  # a task of a run that was stopped meanwhile: left to lapse
+            time.sleep(POLL_INTERVAL_S)
+    finally:
+        client.close()
+    raise FederationError(f"the SuperLink did not hand out the run's task in {timeout_s:.0f} s")
+
+
+def names_of_nodes(grid: Grid) -> Mapping[int, str]:
+    """Gives the online nodes with the names they were registered under, empty where a node has none (simulations)."""
+    return {node.node_id: node.name for node in grid.get_nodes()}
