@@ -105,6 +105,7 @@ class Request(WireModel):
     seed: int = Field(ge=0)
     plan_json: str
     validation_fraction: float = Field(gt=0.0, lt=1.0)
+    last_update_refused: bool = False  # this hospital's, before averaging; the centre's history says why
 
     @property
     def plan(self) -> Plan:
@@ -161,15 +162,15 @@ class HospitalCounts(WireModel):
 
 
 class RoundReport(WireModel):
-    """Sums over one local training."""
+    """Sums over one local training; those of losses and pixels only where the hospital tells them."""
 
     num_images: int = Field(ge=1)  # training images held: the FedAvg weight
     num_steps: int = Field(ge=0)
     images_seen: int = Field(ge=0)
-    bce_sum: float = Field(ge=0.0)
-    mse_sum: float = Field(ge=0.0)
-    alive_pixels: int = Field(ge=0)
-    lit_pixels: int = Field(ge=0)
+    bce_sum: float | None = Field(default=None, ge=0.0)
+    mse_sum: float | None = Field(default=None, ge=0.0)
+    alive_pixels: int | None = Field(default=None, ge=0)
+    lit_pixels: int | None = Field(default=None, ge=0)
     seconds: float = Field(ge=0.0)
 
 

@@ -8,11 +8,12 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 STEADY_S = 120.0  # a child that ran so long starts anew with the first wait
 END_TIMEOUT_S = 15.0
+LOCK_PATIENCE_S = 1.0  # who only asks for the holder takes the lock for an instant
+MAX_LOG_BYTES = 20 * 2**20  # of one log; as much again is kept beside it
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,6 +43,7 @@ class Command:
     environment: Mapping[str, str]
     log_file: Path
     is_restarted: bool = True  # False: its end is the end of the group
+    final_codes: Collection[int] = ()  # exit codes that end the group although it is restarted after all others
 
 
 @dataclass
@@ -47,14 +51,14 @@ class _Child:
     command: Command
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
-    wait_s: float = FIRST_WAIT_S
+    wait_s: float = 0.0
     start_again_at: float = 0.0
     num_starts: int = 0
 
 
 @dataclass
 class ProcessGroup:
-    """Children that are kept running until one that is not restarted ends, or `stop` is called."""
+    """Children that are kept running until one ends for good, or `stop` is called."""
 
     commands: Sequence[Command]
     _children: list[_Child] = field(default_factory=list)
@@ -66,15 +70,16 @@ class ProcessGroup:
             _start(child)
 
     def tend(self) -> int | None:
-        """Restarts what ended, when its wait is over.
+        """Restarts what ended, when its wait is over, and keeps the logs from growing without end.
 
         Returns:
-            The exit code of a child that is not restarted, once it has ended; None before.
+            The exit code of a child that ended for good; None before.
         """
         for child in self._children:
+            _shorten(child.command.log_file)
             code = None if child.process is None else child.process.poll()
             if child.process is not None and code is not None:
-                if not child.command.is_restarted:
+                if not child.command.is_restarted or code in child.command.final_codes:
                     return code
                 _plan_restart(child, code)
             elif child.process is None and time.monotonic() >= child.start_again_at:
@@ -121,9 +126,17 @@ def _start(child: _Child) -> None:
     child.num_starts += 1
 
 
+def _shorten(log_file: Path) -> None:
+    """Moves a long log's content to a file beside it; the child goes on appending to the same file."""
+    if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
+        shutil.copyfile(log_file, log_file.with_name(f"{log_file.name}.1"))
+        os.truncate(log_file, 0)
+
+
 def _plan_restart(child: _Child, code: int) -> None:
     ran_s = time.monotonic() - child.started_at
-    child.wait_s = FIRST_WAIT_S if ran_s > STEADY_S else min(child.wait_s * 2, LONGEST_WAIT_S)
+    longer_s = 0.0 if ran_s > STEADY_S else min(child.wait_s * 2, LONGEST_WAIT_S)
+    child.wait_s = max(FIRST_WAIT_S, longer_s)
     child.process, child.start_again_at = None, time.monotonic() + child.wait_s
     log.warning(
         "%s ended with code %d after %.0f s and is started again in %.0f s (%s)",
@@ -163,11 +176,12 @@ class FolderLock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = self._path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ProcessError(f"{what} runs already (process {self.holder()}): stop it first") from None
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.close()
+                raise ProcessError(f"{what} runs already (process {self.holder()}): stop it first")
+            time.sleep(0.05)
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid()}))
         file.flush()
@@ -180,16 +194,22 @@ class FolderLock:
             self._file = None
 
     def holder(self) -> int | None:
-        """Gives the process id of who holds the lock, None where nobody does."""
+        """Gives the process id of who holds the lock, None where nobody does (or nobody has told yet who)."""
         try:
             with self._path.open("r+", encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return int(json.loads(file.read() or '{"pid": 0}')["pid"])
-        except OSError:
+                if _try_lock(file, kind=fcntl.LOCK_SH):
+                    return None
+                return int(json.loads(file.read())["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return None
+
+
+def _try_lock(file: IO[str], *, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def stop_holder(lock: FolderLock, *, timeout_s: float) -> bool:
@@ -199,12 +219,17 @@ def stop_holder(lock: FolderLock, *, timeout_s: float) -> bool:
         Whether there was one.
 
     Raises:
-        ProcessError: It did not end in time.
+        ProcessError: It belongs to another user, or did not end in time.
     """
     pid = lock.holder()
     if pid is None:
         return False
-    os.kill(pid, signal.SIGTERM)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False  # it ended just now
+    except PermissionError:
+        raise ProcessError(f"process {pid} belongs to another user: stop it as that user") from None
     deadline = time.monotonic() + timeout_s
     while lock.holder() is not None:
         if time.monotonic() > deadline:
@@ -214,7 +239,7 @@ def stop_holder(lock: FolderLock, *, timeout_s: float) -> bool:
 
 
 def run_until_ended(group: ProcessGroup, *, on_tick: Callable[[], None], interval_s: float = 0.5) -> int:
-    """Keeps a group running until a child that is not restarted ends, or SIGTERM or Ctrl-C comes; ends all of it.
+    """Keeps a group running until a child ends for good, or SIGTERM or Ctrl-C comes; ends all of it.
 
     Returns:
         That child's exit code; 130 after a signal.

@@ -1,60 +1,49 @@
-"""The hospital's Flower app: it joins, trains and evaluates with the code that is installed at the hospital.
+"""The hospital's Flower app: it joins, trains, evaluates and takes the released model with the code installed here.
 
-Three messages: ``query`` (join: who are you, how much do you hold), ``train`` (judge the arriving model on the
-validation part, then train it) and ``evaluate`` (judge only). Every random draw follows from the run's seed, the
-hospital's name and the round, so a repeated message gives the same answer.
+Four messages: ``query`` (join: who are you, how much do you hold), ``train`` (judge the arriving model on the
+validation part, then train it), ``evaluate`` (judge only) and ``query.deliver`` (keep the released files). Every
+random draw follows from the run's seed, the hospital's name and the round, so a repeated message gives the same answer.
+What may be asked is `client.policy`'s to say, and what may leave `client.guard`'s: both stand around every handler.
 """
 
 import logging
 from functools import lru_cache
 
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 
 from aecnn import contract
 from aecnn.config import ModelConfig
-from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, code_fingerprint
-from aecnn.errors import AecnnError, ManifestError
+from aecnn.contract import HospitalCounts, Request, RoundReport, ValidationReport
 from aecnn.evaluation.histogram import ScoreHistogram
-from aecnn.evaluation.outputs import run_model
+from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN, build_architecture
 from aecnn.model.weights import load_weights, weights_of
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
+from aecnn.training.resume import LocalCheckpoint
 from aecnn.training.seeds import derive_seed
+from client.delivery import keep_released
+from client.deployment import deployment_of
+from client.guard import guard_egress
+from client.policy import refuse_against_policy
+from client.progress import Progress
 from client.site import Hospital, TrainingData, hospital_of, read_training_data
-from client.wire import packed_record, to_array_record, weights_in
+from client.wire import packed_record, request_of, to_array_record, weights_in
 
 log = logging.getLogger(__name__)
 
+MIN_JUDGING_BATCH = 32  # without gradients there is room for more images than in training
 
-def answer_with_codes(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """A mod around every handler: an error's text stays in the hospital's log, the centre gets a code."""
-    try:
-        return call_next(message, context)
-    except ManifestError as error:
-        log.error("The data cannot be read: %s", error)
-        code = contract.CODE_NO_DATA
-    except AecnnError as error:
-        log.error("The request is refused: %s", error)
-        code = contract.CODE_REFUSED
-    except Exception:
-        log.exception("The request failed")
-        code = contract.CODE_FAILED
-    return Message(Error(code, contract.CODE_TEXT[code]), reply_to=message)
-
-
-app = ClientApp(mods=[answer_with_codes])
+app = ClientApp(mods=[guard_egress, refuse_against_policy])
 
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    """Answers with the hospital's name, its code's fingerprint and how much it holds."""
-    request = _request(message)
-    hospital = hospital_of(context.node_config, context.run_config)
-    data = _data(hospital, request)
+    """Answers with how much the hospital holds."""
+    request = request_of(message)
+    data = _data(hospital_of(context.node_config, context.run_config), request)
     patients = data.loaded.manifest.table["patient"]
     targets = data.loaded.manifest.targets[data.train_rows]
     counts = HospitalCounts(
@@ -65,28 +54,29 @@ def join(message: Message, context: Context) -> Message:
         num_skipped_images=len(data.loaded.skipped),
         positives=(targets == 1).sum(axis=0).tolist(),
     )
-    content = _answer(hospital, request)
-    content[contract.COUNTS] = ConfigRecord(counts.to_wire())
-    return Message(content, reply_to=message)
+    return Message(RecordDict({contract.COUNTS: ConfigRecord(counts.to_wire())}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Judges the arriving model, trains it on the hospital's images and answers with the new weights."""
-    request = _request(message)
+    request = request_of(message)
     hospital = hospital_of(context.node_config, context.run_config)
-    data, plan = _data(hospital, request), request.plan
+    data, deployment = _data(hospital, request), deployment_of(context.node_config)
     device = _prepare_device(hospital, request)
-    model = _arrived_model(message, request)
-    content = _answer(hospital, request)
+    model, progress = _arrived_model(message, request), Progress.of(deployment, request)
+    content = RecordDict()
+    progress.tell("evaluating")
     _judge(model, data, request, device, content)
     report = train_locally(
         model,
         data.loaded,
         data.train_rows,
-        plan,
+        request.plan,
         seed=derive_seed(request.seed, hospital.config.name, request.round),
         device=device,
+        checkpoint=None if deployment is None else LocalCheckpoint(deployment.paths.checkpoint, key=deployment.request),
+        on_step=progress.tell_step,
     )
     content[contract.REPORT] = MetricRecord(
         RoundReport(
@@ -107,17 +97,26 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Judges the arriving model on the hospital's validation images."""
-    request = _request(message)
+    request = request_of(message)
     hospital = hospital_of(context.node_config, context.run_config)
     data = _data(hospital, request)
     device = _prepare_device(hospital, request)
-    content = _answer(hospital, request)
+    Progress.of(deployment_of(context.node_config), request).tell("evaluating")
+    content = RecordDict()
     _judge(_arrived_model(message, request), data, request, device, content)
     return Message(content, reply_to=message)
 
 
-def _request(message: Message) -> Request:
-    return Request.from_wire(dict(message.content.config_records[contract.REQUEST]))
+@app.query("deliver")
+def deliver(message: Message, context: Context) -> Message:
+    """Keeps the released model, report and model card, where the site file wants them."""
+    request, deployment = request_of(message), deployment_of(context.node_config)
+    policy = hospital_of(context.node_config, context.run_config).config.policy
+    if deployment is not None and policy is not None and policy.accept.released_files:
+        files = message.content.config_records[contract.FILES]
+        folder = deployment.paths.models / f"{request.run}-{request.run_id}"
+        keep_released(folder, dict(files), model=request.plan.model)
+    return Message(RecordDict(), reply_to=message)
 
 
 def _data(hospital: Hospital, request: Request) -> TrainingData:
@@ -142,23 +141,9 @@ def _resident_model(config: ModelConfig, input_size_px: int) -> JointAECNN:
     return build_architecture(config, input_size_px=input_size_px)
 
 
-def _answer(hospital: Hospital, request: Request) -> RecordDict:
-    origin = Origin(hospital=hospital.config.name, round=request.round, fingerprint=code_fingerprint())
-    return RecordDict({contract.ORIGIN: ConfigRecord(origin.to_wire())})
-
-
 def _judge(model: JointAECNN, data: TrainingData, request: Request, device: torch.device, content: RecordDict) -> None:
     """Adds the validation sums and histogram to an answer."""
-    training = request.plan.training
-    outputs = run_model(
-        model,
-        data.loaded,
-        data.validation_rows,
-        request.plan.images,
-        batch_size=max(training.batch_size, 32),
-        device=device,
-        precision=training.precision,
-    )
+    outputs = _outputs(model, data, request, device)
     targets = data.loaded.manifest.targets[data.validation_rows]
     sums = ValidationReport(
         num_images=data.validation_rows.size, bce_sum=float(outputs.bce.sum()), mse_sum=float(outputs.mse.sum())
@@ -166,3 +151,26 @@ def _judge(model: JointAECNN, data: TrainingData, request: Request, device: torc
     content[contract.VALIDATION] = MetricRecord(sums.to_wire())
     counts = ScoreHistogram.of(outputs.logits, targets).counts
     content[contract.HISTOGRAMS] = to_array_record({contract.SCORE_COUNTS: counts})
+
+
+def _outputs(model: JointAECNN, data: TrainingData, request: Request, device: torch.device) -> Outputs:
+    """Runs the model on the validation images, in smaller batches where the GPU's memory asks for it."""
+    training = request.plan.training
+    batch_size = max(training.batch_size, MIN_JUDGING_BATCH)
+    while True:
+        try:
+            return run_model(
+                model,
+                data.loaded,
+                data.validation_rows,
+                request.plan.images,
+                batch_size=batch_size,
+                device=device,
+                precision=training.precision,
+            )
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size //= 2
+        log.warning("The GPU's memory is too small: validation goes on with %d images at a time", batch_size)
+        torch.cuda.empty_cache()

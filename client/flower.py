@@ -22,12 +22,13 @@ from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, ObjectUnavailableError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, constant
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
@@ -35,8 +36,15 @@ from aecnn.errors import FederationError
 
 log = logging.getLogger(__name__)
 
+
+class NodeLostError(FederationError):
+    """The SuperNode ended or started anew while a task was in work; what was answered is kept for the next question."""
+
+
 LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
+RETRY_INTERVAL_S, RETRY_FOR_S = 0.2, 10.0
+_LOST = (httpx.HTTPError, ObjectPullError, ObjectPushError, ObjectUnavailableError)
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -126,7 +134,19 @@ class TaskSource:
 
     @contextmanager
     def next_task(self) -> Iterator[Task | None]:
-        """Gives the next task, kept alive while the context lasts; None when there is none now."""
+        """Gives the next task, kept alive while the context lasts; None when there is none now.
+
+        Raises:
+            NodeLostError: The SuperNode no longer answers, or no longer knows the task.
+        """
+        try:
+            with self._next_task() as task:
+                yield task
+        except _LOST as error:
+            raise NodeLostError(f"the SuperNode no longer knows the task ({type(error).__name__})") from error
+
+    @contextmanager
+    def _next_task(self) -> Iterator[Task | None]:
         token = self._acquire()
         if token is None:
             yield None
@@ -139,7 +159,7 @@ class TaskSource:
                 RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
                 RuntimeTokenHttpInterceptor(token),
             ],
-            retry_invoker=make_simple_http_retry_invoker(),
+            retry_invoker=_short_retries(),
         )
         heartbeat = HeartbeatSender(_Heartbeat(client))
         heartbeat.start()
@@ -167,6 +187,19 @@ class TaskSource:
     def wait(self) -> None:
         """Waits a moment before the next question."""
         time.sleep(POLL_INTERVAL_S)
+
+
+def _short_retries() -> RetryInvoker:
+    """Gives retries for a connection that breaks, for some seconds.
+
+    Flower's own go on for ever, and interrupt this very process when the SuperNode no longer knows the task.
+    """
+    return RetryInvoker(
+        lambda: constant(RETRY_INTERVAL_S),
+        recoverable_exceptions=httpx.TransportError,
+        max_tries=None,
+        max_time=RETRY_FOR_S,
+    )
 
 
 class _Heartbeat:

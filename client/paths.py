@@ -14,6 +14,7 @@ class SitePaths:
         self.federation = folder / FEDERATION_FILE
         self.request = folder / REQUEST_FILE
         self.key = folder / "hospital.key"  # private, 0600, never sent
+        self.old_key = folder / "hospital.key.old"  # after a rotation, until the new key has connected
         self.ca_certificate = folder / "ca.pem"
         self.models = folder / "models"  # released models, by run
         self.audit_log = folder / "audit.jsonl"
@@ -24,5 +25,6 @@ class SitePaths:
         self.secret = self.state / "secret"
         self.lock = self.state / "lock"
         self.status = self.state / "status.json"
+        self.would_leave = self.state / "would-leave.json"  # what `aecnn-client check` showed
         self.logs = self.state / "logs"
         self.flower_home = self.state / "flower"

@@ -131,14 +131,14 @@ def hospital_of(node_config: NodeSettings, run_config: NodeSettings) -> Hospital
 
 
 def read_hospital(site_file: Path) -> Hospital:
-    """Reads a site file and the manifest of its patients, once for as long as no list of withdrawn patients changes.
+    """Reads a site file and the manifest of its patients, once for as long as neither file nor withdrawals change.
 
     Raises:
         ConfigError: The site file is faulty.
         ManifestError: The dataset is faulty, or holds none of the hospital's patients.
     """
     config = load_config(site_file, SiteConfig)
-    return _kept(site_file, config.data, lambda: _read_hospital(site_file, config))
+    return _kept(site_file, config, lambda: _read_hospital(site_file, config))
 
 
 def _read_hospital(site_file: Path, config: SiteConfig) -> Hospital:
@@ -152,7 +152,7 @@ def _read_hospital(site_file: Path, config: SiteConfig) -> Hospital:
 def _share_of_dataset(config_file: str, partition: int, count: int) -> Hospital:
     """The patients whose hash falls to one of `count` simulated hospitals of about equal size."""
     config = load_config(locate_config(config_file), SimulationConfig)
-    return _kept((config_file, partition, count), config.data, lambda: _read_share(config, partition, count))
+    return _kept((config_file, partition, count), config, lambda: _read_share(config, partition, count))
 
 
 def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospital:
@@ -175,16 +175,19 @@ def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospita
     return _hospital(site, manifest.of_patients(own))
 
 
-_hospitals: dict[Hashable, tuple[ConsentState, Hospital]] = {}
+_hospitals: dict[Hashable, tuple[ConsentState, StrictModel, Hospital]] = {}
 _training_data: WeakKeyDictionary[Hospital, dict[tuple[int, float], TrainingData]] = WeakKeyDictionary()
 
 
-def _kept(key: Hashable, dataset: DatasetConfig, read: Callable[[], Hospital]) -> Hospital:
-    """The hospital as read before. When a patient withdraws, it is read anew, and what was decoded of it forgotten."""
-    state = consent_state(dataset)
-    if key not in _hospitals or _hospitals[key][0] != state:
-        _hospitals[key] = (state, read())
-    return _hospitals[key][1]
+def _kept(key: Hashable, config: SiteConfig | SimulationConfig, read: Callable[[], Hospital]) -> Hospital:
+    """The hospital as read before.
+
+    When a patient withdraws, or a setting changes, it is read anew, and what was decoded of it forgotten.
+    """
+    state = consent_state(config.data)
+    if key not in _hospitals or _hospitals[key][:2] != (state, config):
+        _hospitals[key] = (state, config, read())
+    return _hospitals[key][2]
 
 
 def read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:

@@ -5,7 +5,9 @@ Shapes: B images in a batch, S = input side in pixels.
 """
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,11 +18,11 @@ from aecnn.data.augmentation import augment
 from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
 from aecnn.errors import ModelError
-from aecnn.model.autoencoder import count_alive
 from aecnn.model.backbone import min_batch_size
 from aecnn.model.joint import JointAECNN
-from aecnn.model.loss import joint_loss
 from aecnn.training.batches import Batching, Rows
+from aecnn.training.resume import LocalCheckpoint, Saver, TrainingState, identity
+from aecnn.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def train_locally(
     *,
     seed: int,
     device: torch.device,
+    checkpoint: LocalCheckpoint | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> TrainingReport:
     """Trains the model in place.
 
@@ -54,68 +58,82 @@ def train_locally(
         plan: Input, model and training settings.
         seed: Decides batches, augmentation and dropout.
         device: Where to compute.
+        checkpoint: Where the state is kept from time to time. A training that was cut short goes on from there, to
+            the bits it would have had; the file is left for the caller to remove.
+        on_step: Called after each step with steps done and steps in all.
 
     Raises:
-        ModelError: Too few images for the model's normalisation, or a loss that is not finite.
+        ModelError: Too few images for the model's normalisation, a loss that is not finite, or too little memory.
     """
-    training, begin = plan.training, time.perf_counter()
-    batching = Batching(
+    begin, batching = time.perf_counter(), batching_of(plan)
+    num_steps, batches = batching.num_steps(rows.size), batching.batches(rows, np.random.default_rng(seed))
+    state = _initial_state(model, plan, seed=seed, device=device)
+    saver = Saver(checkpoint, identity(data, rows, plan, seed=seed, device=device))
+    step = TrainingStep(model, state.optimizer, plan.training, min_batch_size=batching.min_batch_size)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # dropout draws from the global generator, restored afterwards
+        saver.restore(state)
+        begin -= state.seconds
+        for images, wanted in _inputs(data, islice(batches, state.steps_done, None), plan, state):
+            state.sums += step.take(images, wanted)
+            state.images_seen += len(images)
+            state.steps_done += 1
+            saver.save_if_due(state, seconds=time.perf_counter() - begin)
+            if on_step is not None:
+                on_step(state.steps_done, num_steps)
+    return _report(state, plan.training, seconds=time.perf_counter() - begin)
+
+
+def _initial_state(model: JointAECNN, plan: Plan, *, seed: int, device: torch.device) -> TrainingState:
+    model.to(device).to(memory_format=memory_format(plan.training)).train()
+    return TrainingState(
+        model=model,
+        optimizer=build_optimizer(model, plan.training),
+        augmentation=torch.Generator().manual_seed(seed),
+        device=device,
+        sums=torch.zeros(4, dtype=torch.float64, device=device),  # bce, mse, alive, lit: read once, at the end
+    )
+
+
+def batching_of(plan: Plan) -> Batching:
+    """Gives how a plan goes through a hospital's images."""
+    training = plan.training
+    return Batching(
         batch_size=training.batch_size,
         min_batch_size=min_batch_size(plan.model.normalisation),
         epochs=training.local_epochs,
         steps=training.local_steps,
     )
-    batches = batching.batches(rows, np.random.default_rng(seed))
-    generator = torch.Generator().manual_seed(seed)
-    model.to(device).to(memory_format=memory_format(training)).train()
-    optimizer = build_optimizer(model, training)
+
+
+def _inputs(
+    data: LoadedImages, batches: Iterable[Rows], plan: Plan, state: TrainingState
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields augmented images [B, 1, S, S] and their targets [B, 14], on the device."""
     targets = torch.from_numpy(data.manifest.targets)
-    reader = DeviceReader(data.images, device)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # bce, mse, alive, lit: read once, at the end
-    images_seen = steps_done = 0
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)  # dropout draws from the global generator, restored afterwards
-        for batch in batches:
-            images = augment(reader.read(batch), plan.images, generator)
-            images = images.contiguous(memory_format=memory_format(training))
-            wanted = targets[torch.from_numpy(batch)].to(device, non_blocking=True)
-            sums += _train_step(model, optimizer, images, wanted, training)
-            images_seen += len(batch)
-            steps_done += 1
-    bce_sum, mse_sum, alive_pixels, lit_pixels = sums.tolist()
+    reader = DeviceReader(data.images, state.device)
+    for batch in batches:
+        images = augment(reader.read(batch), plan.images, state.augmentation)
+        images = images.contiguous(memory_format=memory_format(plan.training))
+        yield images, targets[torch.from_numpy(batch)].to(state.device, non_blocking=True)
+
+
+def _report(state: TrainingState, training: TrainingConfig, *, seconds: float) -> TrainingReport:
+    bce_sum, mse_sum, alive_pixels, lit_pixels = state.sums.tolist()
     if not np.isfinite(bce_sum + mse_sum):
         raise ModelError(
-            f"the loss became {bce_sum + mse_sum} within {steps_done} steps: lower training.learning_rate "
+            f"the loss became {bce_sum + mse_sum} within {state.steps_done} steps: lower training.learning_rate "
             f"(now {training.learning_rate}), or use precision: fp32"
         )
     return TrainingReport(
-        num_steps=steps_done,
-        images_seen=images_seen,
+        num_steps=state.steps_done,
+        images_seen=state.images_seen,
         bce_sum=bce_sum,
         mse_sum=mse_sum,
         alive_pixels=int(alive_pixels),
         lit_pixels=int(lit_pixels),
-        seconds=time.perf_counter() - begin,
+        seconds=seconds,
     )
-
-
-def _train_step(
-    model: JointAECNN, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, training: TrainingConfig
-) -> Tensor:
-    """One step on images [B, 1, S, S] with targets [B, 14].
-
-    Returns:
-        [4] sums over the batch, on its device: BCE, MSE, alive and lit latent pixels.
-    """
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-        output = model(images)
-    loss = joint_loss(output, images, targets, bce_weight=training.bce_weight)
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss.total)
-    optimizer.step()
-    alive, lit = count_alive(output.latent.detach(), images)
-    return torch.stack([loss.bce.detach() * len(images), loss.mse.detach() * len(images), alive, lit])
 
 
 def build_optimizer(model: JointAECNN, training: TrainingConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,250 @@
+"""Everything a hospital can know before it joins: files, data, machine, the way to the centre, and what would leave."""
+
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aecnn.config import load_config
+from aecnn.contract import code_fingerprint
+from aecnn.data.check.outcome import Outcome, Status
+from aecnn.enrolment import FederationFile
+from aecnn.errors import AecnnError, FaultyInputError
+from aecnn.processes import FolderLock
+from aecnn.progress import OnProgress
+from client.connection import connect, node_environment, shake_hands, try_to_connect
+from client.node_log import NodeState, node_state, supernode_log
+from client.paths import SitePaths
+from client.setup import public_key_of
+from client.site import SiteConfig, read_hospital
+
+if TYPE_CHECKING:
+    from aecnn.data.check.report import DataReport
+
+LEAST_FREE_GB, GOOD_FREE_GB = 1.0, 5.0  # of disk: kept replies, a checkpoint and released models of up to 0.25 GB each
+CERTIFICATE_NOTICE = timedelta(days=30)
+CLOCK_TOLERANCE = "within five minutes of the centre's"  # a request is signed with its time
+
+WOULD_LEAVE = "would-leave"  # the check whose details are a file of its own
+
+
+def check_files(paths: SitePaths) -> tuple[list[Outcome], SiteConfig | None, FederationFile | None]:
+    """Reads the folder's own files; what is faulty is None."""
+    faults: list[str] = []
+    config, federation = None, None
+    try:
+        config = load_config(paths.site, SiteConfig)
+        if config.policy is None:
+            faults.append(
+                f"{paths.site} has no section policy, so nothing leaves: add one (aecnn-client init shows it)"
+            )
+    except AecnnError as error:
+        faults += _sentences(error)
+    try:
+        federation = load_config(paths.federation, FederationFile)
+    except AecnnError as error:
+        faults += _sentences(error)
+    try:
+        public_key_of(paths.key)
+    except AecnnError as error:
+        faults += _sentences(error)
+    named = f"{config.name} in federation {federation.name}" if config and federation else ""
+    return [_outcome("files", "Site file and key", faults, good=named)], config, federation
+
+
+def check_data(
+    config: SiteConfig, paths: SitePaths, *, labels_only: bool, on_progress: OnProgress
+) -> tuple[list[Outcome], "DataReport"]:
+    """Makes the data report of `aecnn check`, and holds the hospital's patients against its own floor."""
+    from aecnn.data.check.report import check_dataset
+
+    floor = config.policy.min_patients if config.policy else 1
+    report = check_dataset(
+        config.data,
+        labels_only=labels_only,
+        floor=floor,
+        num_workers=os.cpu_count() or 1,
+        on_progress=on_progress,
+    )
+    found = [outcome for outcome in report.checks if outcome.status != "pass"]
+    counts = f"{report.num_images:,} images of {report.num_patients:,} patients"
+    counts += ", image files not opened" if labels_only else ""
+    told = ", ".join(f"{outcome.title.lower()}: {outcome.status}" for outcome in found)
+    data = Outcome(
+        check="data",
+        title="Data",
+        status=report.status,
+        summary=f"{counts}; {told} (aecnn check {paths.site} says more)" if told else counts,
+        details=tuple(f"{o.title}: {o.summary}" for o in found),
+    )
+    try:
+        patients = len(read_hospital(paths.site).manifest.patients)
+        faults = (
+            [f"{patients} patients, and policy.min_patients is {floor}: nothing leaves"] if patients < floor else []
+        )
+    except AecnnError as error:
+        patients, faults = 0, _sentences(error)
+    good = f"{patients:,} of this hospital before the validation part is taken off, at least {floor} are needed"
+    return [data, _outcome("patients", "Patients", faults, good=good)], report
+
+
+def check_disk(folder: Path) -> Outcome:
+    """Looks at the free disk."""
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    status: Status = "fail" if free_gb < LEAST_FREE_GB else "warn" if free_gb < GOOD_FREE_GB else "pass"
+    wanted = "" if status == "pass" else f": {GOOD_FREE_GB:.0f} GB are wanted"
+    return Outcome(check="disk", title="Disk", status=status, summary=f"{free_gb:,.1f} GB free{wanted}")
+
+
+def check_code(federation: FederationFile) -> Outcome:
+    """Compares the installed code with what the centre accepts."""
+    own = code_fingerprint()
+    faults = []
+    if own not in federation.code_fingerprints:
+        accepted = ", ".join(f"{other[:12]}…" for other in federation.code_fingerprints)
+        faults = [
+            f"{own[:12]}… is installed here, and the federation accepts {accepted}: install the centre's version, or "
+            "replace federation.yaml by the centre's newest"
+        ]
+    return _outcome("code", "Code", faults, good=f"{own[:12]}… is among those the federation accepts")
+
+
+def check_connection(paths: SitePaths, federation: FederationFile) -> list[Outcome]:
+    """Goes to the centre: TCP (through the proxy, where there is one), TLS, enrolment, and with it the clock."""
+    address = federation.address
+    try:
+        connection = connect(address, node_environment(paths.flower_home))
+    except OSError as error:
+        fault = f"{address} cannot be reached ({error}): ask the centre whether it runs, and your firewall for TCP out"
+        return [_outcome("address", "Address", [fault])]
+    outcomes = [_outcome("address", "Address", [], good=f"{address} answers")]
+    with connection:
+        outcomes.append(_tls_outcome(connection, federation))
+    if outcomes[-1].status == "fail":
+        return outcomes
+    state = _enrolment_state(paths, federation)
+    outcomes.append(_enrolment_outcome(state))
+    outcomes.append(_clock_outcome(is_proven=state == "connected"))
+    return outcomes
+
+
+def _tls_outcome(connection: Any, federation: FederationFile) -> Outcome:
+    try:
+        shown = shake_hands(connection, federation)
+    except ssl.SSLCertVerificationError as error:
+        fault = (
+            f"the certificate is refused ({error.verify_message}): another machine answers there, the certificate "
+            "ended, or federation.yaml is old; ask the centre before you go on"
+        )
+        return _outcome("tls", "TLS", [fault])
+    except OSError as error:
+        fault = f"the other end speaks no TLS of ours ({error}): another service answers there, or a proxy cuts in"
+        return _outcome("tls", "TLS", [fault])
+    good = f"{shown.tls_version}, certificate of {federation.address} valid until {shown.expires:%Y-%m-%d}"
+    if shown.protocol != "h2":
+        return _outcome("tls", "TLS", [f"HTTP/2 was not agreed on ({shown.protocol}): a proxy opens the connection"])
+    if shown.expires - datetime.now(UTC) < CERTIFICATE_NOTICE:
+        return Outcome(check="tls", title="TLS", status="warn", summary=f"{good}: tell the centre")
+    return _outcome("tls", "TLS", [], good=good)
+
+
+def _enrolment_state(paths: SitePaths, federation: FederationFile) -> NodeState:
+    """As the running client has it, else as a SuperNode that is started for the purpose."""
+    if FolderLock(paths.lock).holder() is None:
+        return try_to_connect(paths, federation)
+    return node_state(supernode_log(paths))
+
+
+def _enrolment_outcome(state: NodeState) -> Outcome:
+    faults = {
+        "refused": "the centre does not know this key: send enrolment-request.json and have it enrolled (it also "
+        "refuses a known key for a minute after a crash, and a clock that is wrong by five minutes)",
+        "unreachable": "the connection did not last: try again, and see state/logs/check.log",
+        "starting": "no answer in time: try again, and see state/logs/check.log",
+        "ended": "the SuperNode ended: try again, and see state/logs/check.log",
+    }
+    fault = faults.get(state)
+    return _outcome("enrolment", "Enrolment", [fault] if fault else [], good="the centre knows this hospital's key")
+
+
+def _clock_outcome(*, is_proven: bool) -> Outcome:
+    if is_proven:
+        return _outcome("clock", "Clock", [], good=f"{CLOCK_TOLERANCE}, which has accepted our signature")
+    program = shutil.which("timedatectl")
+    answer = ""
+    if program is not None:
+        command = [program, "show", "--property=NTPSynchronized", "--value"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if answer == "yes":
+        return _outcome("clock", "Clock", [], good="synchronised")
+    found = "is not synchronised" if answer == "no" else "was not checked, no timedatectl answers here"
+    summary = f"{found}: it must be {CLOCK_TOLERANCE}, now {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return Outcome(check="clock", title="Clock", status="warn", summary=summary)
+
+
+def check_training(paths: SitePaths) -> tuple[list[Outcome], dict[str, Any] | None]:
+    """Trains a little on this machine, and shows what a round would send.
+
+    Returns:
+        The outcomes, and what would leave; None where it could not be found out.
+    """
+    from client.rehearsal import measure_speed, rehearsal_site, rehearse, write_would_leave
+
+    try:
+        with rehearsal_site(paths) as site:
+            speed = measure_speed(site)
+            document = rehearse(site)
+    except AecnnError as error:
+        return [_outcome("device", "Device", _sentences(error))], None
+    plan = speed.plan
+    told = (
+        f"{speed.device}: {speed.images_per_s:,.1f} images/s ({plan.model.backbone} at {plan.images.size_px} px, "
+        f"ten steps of {plan.training.batch_size})"
+    )
+    write_would_leave(document, paths.would_leave)
+    refused = [
+        f"asked for {message['asked']!r}, the answer is code {message['code']} alone: {message['decision']}"
+        for message in document["messages"]
+        if message["code"]
+    ]
+    good = f"{num_bytes(document) / 1e6:,.1f} MB in a round, nothing but what is listed in {paths.would_leave}"
+    outcomes = [
+        _outcome("device", "Device", [], good=told),
+        _outcome(WOULD_LEAVE, "What would leave", refused, good=good),
+    ]
+    return outcomes, document
+
+
+def num_bytes(document: dict[str, Any]) -> int:
+    """Gives the bytes of all arrays that would leave."""
+    records = [record for message in document["messages"] for record in message["records"].values()]
+    return sum(array["bytes"] for record in records for array in record.get("arrays", ()))
+
+
+def lines_of(document: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Gives what would leave in lines of message, record, key and value; the weights' tensors are counted."""
+    for message in document["messages"]:
+        for name, record in message["records"].items():
+            for key, value in record.get("scalars", {}).items():
+                yield message["asked"], name, key, str(value)
+            for array in record.get("arrays", ()):
+                tensors = f", {len(array['tensors'])} tensors" if "tensors" in array else ""
+                what = f"{array['dtype']} {array['shape']}, {array['bytes']:,} bytes{tensors}"
+                yield message["asked"], name, array["name"], what
+
+
+def _sentences(error: AecnnError) -> list[str]:
+    if isinstance(error, FaultyInputError):
+        return [f"{error.subject}: {fault}" for fault in error.faults]
+    return [str(error)]
+
+
+def _outcome(check: str, title: str, faults: list[str], *, good: str = "") -> Outcome:
+    """A check that passes with a sentence, or fails with one or more."""
+    if not faults:
+        return Outcome(check=check, title=title, status="pass", summary=good)
+    return Outcome(check=check, title=title, status="fail", summary="; ".join(faults), details=tuple(faults))

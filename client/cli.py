@@ -1,0 +1,297 @@
+"""``aecnn-client``: one hospital's part in a federation, from its folder to the models it gets back."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from aecnn.console import JsonOption, print_json, progress_bar, run_cli, say
+from aecnn.errors import ConfigError, FederationError
+from aecnn.processes import ProcessError
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch takes seconds
+    from client.state import SiteState
+
+EXIT_FAILED = 1
+FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The folder that `aecnn-client init` made.")]
+
+app = typer.Typer(
+    help="A hospital's part in a federation: make its folder (init), see what would leave (check), take part (start), "
+    "and read what left (audit). Radiographs never leave; weights, sums and histograms do, as site.yaml allows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; only you can read it.")],
+    federation: Annotated[Path | None, typer.Option(help="The centre's federation.yaml.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="This hospital's name in the federation, such as st-mary.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of radiographs, with its table.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1.")] = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Make this hospital's folder: site.yaml with every key explained, a key pair, and the request to be enrolled.
+
+    The private key, hospital.key, is made here and never sent. The request holds its public half, this hospital's
+    name, how many images and patients of the training part there are, and the installed code's fingerprint; no image
+    is opened. What is not given is asked for at a terminal.
+
+    A table with columns of its own needs a mapping: the folder is then made without a request. Mend `data:` in
+    site.yaml and run `aecnn-client request`.
+
+    Exit codes: 0 done, 1 the folder is made and the data cannot be read yet, 2 the input is faulty.
+    """
+    from client.dialogue import ask_for, show_request
+
+    given = ask_for({"federation": federation, "name": name, "data": data})
+    from client.setup import make_folder
+
+    name, root = given["name"], Path(given["data"])
+    made = make_folder(folder, federation=Path(given["federation"]), name=name, data=root, device=device)
+    if json_:
+        request = made.request and made.request.model_dump()
+        print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault})
+    elif made.request is not None:
+        show_request(made.request, folder, Console(), is_first=True)
+    for sentence in made.warnings:
+        say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")
+    if made.request is None:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def request(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
+    """Write enrolment-request.json anew, after the number of images or patients changed.
+
+    The centre refuses an update that claims more images than were declared. Send the request as the first time.
+    """
+    from client.dialogue import show_request
+    from client.paths import SitePaths
+    from client.setup import write_request
+
+    written = write_request(SitePaths(folder))
+    if json_:
+        print_json(written.model_dump())
+    else:
+        show_request(written, folder, Console())
+
+
+@app.command(name="rotate-key")
+def rotate_key(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
+    """Make a new key pair and the request to have it enrolled in place of the old one.
+
+    Stop the client first. The centre must enrol the new key before the client can connect again. The old key is kept
+    as hospital.key.old until the new one has connected, then deleted; to go back before that, move it back.
+    """
+    from client.dialogue import show_request
+    from client.paths import SitePaths
+    from client.setup import rotate_key as rotate
+    from client.status import refuse_while_running
+
+    paths = SitePaths(folder)
+    refuse_while_running(paths)
+    written = rotate(paths)
+    if json_:
+        print_json(written.model_dump())
+    else:
+        show_request(written, folder, Console())
+
+
+@app.command()
+def check(
+    folder: FolderOption = Path(),
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write the data report as an HTML page, which shows patients.", show_default=False),
+    ] = None,
+    labels_only: Annotated[
+        bool, typer.Option("--labels-only", help="Do not open all image files to judge them; a rehearsal opens some.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """See whether this hospital can take part, and exactly what would leave if it did. Nothing leaves now.
+
+    Files, data (as `aecnn check`), patients, disk, code, the way to the centre (proxy, TLS, enrolment, clock), device
+    (ten training steps, timed on your own images). Then the installed app answers a centre's first two messages in
+    rehearsal, on some of the patients: all that its answers hold is shown, and kept in state/would-leave.json.
+
+    Exit codes: 0 everything passes (there may be warnings), 1 a check failed.
+    """
+    from client.check_command import run_checks, show_checks
+
+    with progress_bar("reading") as (progress, task):
+        found = run_checks(
+            folder,
+            report=report,
+            labels_only=labels_only,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_check=lambda title: progress.update(task, description=title, completed=0, total=None),
+        )
+    if json_:
+        print_json(found.to_json())
+    else:
+        show_checks(found, Console())
+    if found.status == "fail":
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def start(folder: FolderOption = Path()) -> None:
+    """Take part: connect to the centre, train when asked, send what site.yaml allows. Runs until it is stopped.
+
+    Two processes are kept running: Flower's SuperNode carries the messages, and our worker answers them with the code
+    installed here; code that a centre might send is not run. When the centre or the network is gone, the client goes
+    on trying. No port is opened to the outside; HTTPS_PROXY is honoured. Logs: state/logs.
+
+    Exit codes: 0 stopped, 1 another client uses the folder or its port, 2 the folder is faulty.
+    """
+    from client.paths import SitePaths
+    from client.supervise import run_client
+
+    raise typer.Exit(run_client(SitePaths(folder), Console(stderr=True)))
+
+
+@app.command()
+def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
+    """Tell whether the client runs, is connected, what it works on, and whether it pauses or has withdrawn."""
+    from client.dialogue import show_status
+    from client.paths import SitePaths
+    from client.status import client_status
+
+    found = client_status(SitePaths(folder))
+    if json_:
+        print_json(found.to_json())
+    else:
+        show_status(found, Console())
+
+
+@app.command()
+def stop(folder: FolderOption = Path()) -> None:
+    """Stop the client. A training under way is taken up again at its last finished epoch after the next start."""
+    from client.paths import SitePaths
+    from client.status import stop_client
+
+    say(Console(), "stopped" if stop_client(SitePaths(folder)) else "no client runs in this folder")
+
+
+@app.command()
+def pause(folder: FolderOption = Path()) -> None:
+    """Answer every request with "later" from now on; the client stays connected. A training under way is finished."""
+    _state(folder).pause()
+    say(Console(), "pauses from now on: aecnn-client resume ends it")
+
+
+@app.command()
+def resume(
+    folder: FolderOption = Path(),
+    rejoin: Annotated[bool, typer.Option("--rejoin", help="Also undo every withdrawal.")] = False,
+) -> None:
+    """End a pause: requests are answered again. With --rejoin also those of runs from which you had withdrawn."""
+    state = _state(folder)
+    state.unpause()
+    if rejoin:
+        state.rejoin()
+    kept = "; the withdrawal stays: resume --rejoin undoes it" if state.withdrawn_runs() else ""
+    say(Console(), f"requests are answered again{kept}")
+
+
+@app.command()
+def withdraw(
+    folder: FolderOption = Path(),
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN_ID", help="Only from this run (status and audit name it).", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take no further part in a run, or in any: the centre is told so, and nothing leaves.
+
+    What already left cannot be called back: an update that was averaged stays in the model. To leave for good, have
+    the centre revoke this hospital's key as well.
+    """
+    from client.state import EVERY_RUN
+
+    what = "every run" if run is None else f"run {run}"
+    if not yes and not (sys.stdin.isatty() and typer.confirm(f"Take no further part in {what}?")):
+        raise ConfigError("aecnn-client withdraw", ["was not confirmed: answer y at a terminal, or give --yes"])
+    _state(folder).withdraw(EVERY_RUN if run is None else run)
+    say(Console(), f"withdrawn from {what}: aecnn-client resume --rejoin undoes it")
+
+
+@app.command()
+def audit(
+    folder: FolderOption = Path(),
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Show from this UTC date or time on.", show_default=False)
+    ] = None,
+    begin_anew: Annotated[
+        bool, typer.Option("--begin-anew", help="Put a log that was found broken aside and begin a new one.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show in words what left this hospital, when and to whom, and verify that the log was not edited or cut.
+
+    Each line of audit.jsonl holds the hash of the line before; the last hash is also kept in state/ and told to the
+    centre. Somebody who rewrites the log and the state is only found by comparing with what the centre was told.
+
+    Exit codes: 0 the log is whole, 1 it is not.
+    """
+    from client.audit import describe
+    from client.audit_log import begin_anew as put_aside
+    from client.dialogue import show_audit
+    from client.paths import SitePaths
+    from client.status import audit_problems, refuse_while_running
+
+    paths, state = SitePaths(folder), _state(folder)
+    if begin_anew:
+        refuse_while_running(paths)
+        aside = put_aside(paths.audit_log, state)
+        say(Console(stderr=True), f"a new log is begun; the old one is {aside or 'missing'}")
+    problems = audit_problems(paths)
+    told = [sentence for sentence in describe(paths.audit_log) if since is None or sentence >= since]
+    if json_:
+        print_json({"problems": problems, "entries": told})
+    else:
+        show_audit(told, problems, paths.audit_log, Console())
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def models(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
+    """List the released models, reports and model cards that the centre has delivered."""
+    from client.dialogue import show_models
+    from client.paths import SitePaths
+
+    delivered = sorted(path for path in SitePaths(folder).models.glob("*") if path.is_dir())
+    listed = {str(run): {file.name: file.stat().st_size for file in sorted(run.iterdir())} for run in delivered}
+    if json_:
+        print_json({"models": listed})
+    else:
+        show_models(listed, Console())
+
+
+def _state(folder: Path) -> "SiteState":
+    """The client's memory; a folder that is none of ours gets no file of it."""
+    from client.paths import SitePaths
+    from client.state import SiteState
+
+    paths = SitePaths(folder)
+    if not paths.site.is_file():
+        raise ConfigError(paths.folder, ["is no folder of aecnn-client, it has no site.yaml: name another with -f"])
+    return SiteState(paths.database)
+
+
+def main() -> None:
+    """The console script ``aecnn-client``."""
+    run_cli(app, exit_codes={FederationError: EXIT_FAILED, ProcessError: EXIT_FAILED})

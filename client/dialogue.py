@@ -1,0 +1,85 @@
+"""What ``aecnn-client`` asks a person, and how it tells results."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from aecnn.console import say
+from aecnn.enrolment import EnrolmentRequest
+from aecnn.errors import ConfigError
+from client.display import SENTENCES, sentence_of_work
+from client.paths import SitePaths
+from client.state import EVERY_RUN
+from client.status import ClientStatus
+
+_QUESTIONS = {
+    "federation": "the centre's federation.yaml",
+    "name": "this hospital's name in the federation",
+    "data": "the folder of radiographs",
+}
+
+
+def ask_for(given: Mapping[str, object]) -> dict[str, str]:
+    """Gives the values, those that are missing asked for at a terminal.
+
+    Raises:
+        ConfigError: There is no terminal; with the flag of every value that is missing.
+    """
+    missing = [name for name, value in given.items() if value is None]
+    if missing and not sys.stdin.isatty():
+        raise ConfigError("aecnn-client init", [f"--{name} is missing: {_QUESTIONS[name]}" for name in missing])
+    return {name: str(typer.prompt(_QUESTIONS[name]) if name in missing else value) for name, value in given.items()}
+
+
+def show_request(made: EnrolmentRequest, folder: Path, console: Console, *, is_first: bool = False) -> None:
+    """Tells what was declared, and what to do next."""
+    paths = SitePaths(folder)
+    say(console, f"{made.name} declares {made.num_images:,} images of {made.num_patients:,} patients. Now:")
+    steps = [f"look through {paths.site}: what may leave and what may be asked"] if is_first else []
+    steps += [
+        f"send {paths.request} to the centre by a way you trust",
+        f"read the key's fingerprint to the centre over the telephone: {made.key_fingerprint}",
+        f"when it is enrolled: aecnn-client check -f {folder}",
+        f"take part: aecnn-client start -f {folder}",
+    ]
+    for number, step in enumerate(steps, start=1):
+        say(console, f"  {number}. {escape(step)}")
+
+
+def show_status(status: ClientStatus, console: Console) -> None:
+    """Tells how the client stands."""
+    runs = "does not run" if status.pid is None else f"runs (process {status.pid})"
+    say(console, f"{status.hospital} in {status.federation}: the client {runs}")
+    if status.connection is not None:
+        say(console, SENTENCES[status.connection])
+    if status.work is not None:
+        steps = f", {status.work['steps_done']} of {status.work['steps']} steps" if "steps" in status.work else ""
+        say(console, escape(sentence_of_work(status.work)) + steps)
+    if status.paused_since is not None:
+        say(console, f"pauses since {status.paused_since}: aecnn-client resume ends it")
+    for run_id, since in status.withdrawn.items():
+        say(console, f"has withdrawn from {'every run' if run_id == EVERY_RUN else f'run {run_id}'} since {since}")
+
+
+def show_audit(sentences: Sequence[str], problems: Sequence[str], log: Path, console: Console) -> None:
+    """Tells what left, and whether the log is whole."""
+    for sentence in sentences:
+        say(console, escape(sentence))
+    for problem in problems:
+        say(console, f"[bold red]broken[/] {escape(problem)}")
+    if not problems:
+        say(console, f"[green]whole[/] {escape(str(log))}")
+
+
+def show_models(models: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    """Tells which files were delivered, by run."""
+    for run, files in models.items():
+        say(console, escape(run))
+        for file, size in files.items():
+            say(console, f"  {escape(file)}: {size:,} bytes")
+    if not models:
+        say(console, "no model was delivered yet: the centre delivers at the end of a run")

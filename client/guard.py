@@ -1,0 +1,207 @@
+"""The egress guard: what leaves a hospital is built here, from a closed list; what is not on the list does not leave.
+
+It stands around every handler (an app-level mod, the outermost) and trusts none of them. Each record of an answer is
+read, checked against `aecnn.contract` and made anew; weights must be, to the byte, the one safetensors file that the
+plan's architecture has, so that no name, metadata or gap can carry anything. An error leaves as a code. Where the guard
+itself fails, nothing leaves.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from aecnn import contract
+from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel, code_fingerprint
+from aecnn.errors import AecnnError, ConfigError, ManifestError
+from aecnn.evaluation.histogram import NUM_BINS
+from aecnn.findings import NUM_FINDINGS
+from client.deployment import deployment_of
+from client.guard_weights import checked_weights
+from client.policy import check_patients, planned_steps, policy_of
+from client.refusal import RefusalError, refusal
+from client.site import Hospital, PolicyConfig, TrainingData, hospital_of, read_training_data
+from client.wire import request_of, to_array_record
+
+log = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind")
+Scalars = TypeVar("Scalars", ConfigRecord, MetricRecord)
+Sums = TypeVar("Sums", bound=WireModel)
+
+DECISION = "decision"  # record of the context's state, which stays here: the last answer's code and reason
+ANSWERED = 0
+_OWN = (contract.ORIGIN, contract.AUDIT)  # the guard's own records: no handler has a say in them
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What an answer to one request may say at most."""
+
+    kind: str
+    request: Request
+    policy: PolicyConfig
+    data: TrainingData
+
+
+def guard_egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A mod around every handler; the answer is the guard's own, or a code."""
+    try:
+        content = _leaving(message, context, call_next)
+    except RefusalError as error:
+        return _refused(error.code, str(error), message, context)
+    except ManifestError as error:
+        return _refused(contract.CODE_NO_DATA, f"the data cannot be read: {error}", message, context)
+    except AecnnError as error:
+        return _refused(contract.CODE_REFUSED, str(error), message, context)
+    except Exception as error:
+        log.exception("The guard failed")
+        return _refused(contract.CODE_WITHHELD, f"the guard failed ({type(error).__name__})", message, context)
+    context.state[DECISION] = ConfigRecord({"code": ANSWERED, "reason": ""})
+    return Message(content, reply_to=message)
+
+
+def _refused(code: int, reason: str, message: Message, context: Context) -> Message:
+    log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], reason)
+    context.state[DECISION] = ConfigRecord({"code": code, "reason": reason})
+    return refusal(code, message)
+
+
+def _leaving(message: Message, context: Context, call_next: ClientAppCallable) -> RecordDict:
+    kind = message.metadata.message_type
+    if kind not in contract.RECORDS_OF:
+        raise RefusalError(contract.CODE_AGAINST_POLICY, f"messages of type {kind!r} are not answered")
+    request = request_of(message)
+    hospital = hospital_of(context.node_config, context.run_config)
+    policy = policy_of(hospital.config.policy)
+    content = _own_records(hospital, request, context)
+    answer = _answer_of_handler(message, context, call_next)
+    if kind == contract.DELIVER:
+        _refuse_unlisted(answer, kind)
+        return content
+    data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
+    check_patients(policy, data)
+    for name, record in _rebuilt(answer, _Limits(kind, request, policy, data)).items():
+        content[name] = record
+    return content
+
+
+def _answer_of_handler(message: Message, context: Context, call_next: ClientAppCallable) -> RecordDict:
+    try:
+        reply = call_next(message, context)
+    except AecnnError:
+        raise
+    except Exception as error:
+        log.exception("The request failed")
+        raise RefusalError(contract.CODE_FAILED, f"it failed ({type(error).__name__})") from error
+    given, asked = reply.metadata, message.metadata
+    if reply.has_error():
+        known = type(reply.error.code) is int and reply.error.code in contract.CODE_TEXT
+        raise RefusalError(reply.error.code if known else contract.CODE_FAILED, f"{reply.error.reason}")
+    if (given.message_type, given.reply_to_message_id) != (asked.message_type, asked.message_id):
+        raise _withheld("the answer is to another message")
+    return reply.content
+
+
+def _own_records(hospital: Hospital, request: Request, context: Context) -> RecordDict:
+    origin = Origin(hospital=hospital.config.name, round=request.round, fingerprint=code_fingerprint())
+    content = RecordDict({contract.ORIGIN: ConfigRecord(origin.to_wire())})
+    deployment = deployment_of(context.node_config)
+    if deployment is not None:
+        content[contract.AUDIT] = ConfigRecord(deployment.head.to_wire())
+    return content
+
+
+def _refuse_unlisted(answer: RecordDict, kind: str) -> None:
+    unlisted = [name for name in answer if name not in contract.RECORDS_OF[kind] or name in _OWN]
+    if unlisted:
+        raise _withheld(f"an answer to {kind!r} may not hold {', '.join(map(repr, unlisted))}")
+
+
+def _rebuilt(answer: RecordDict, limits: _Limits) -> dict[str, ConfigRecord | MetricRecord | ArrayRecord]:
+    _refuse_unlisted(answer, limits.kind)
+    report = limits.policy.report
+    records: dict[str, ConfigRecord | MetricRecord | ArrayRecord] = {}
+    if contract.COUNTS in answer:
+        records[contract.COUNTS] = ConfigRecord(_counts(answer, limits).to_wire())
+    if contract.REPORT in answer:
+        records[contract.REPORT] = MetricRecord(_round_report(answer, limits).to_wire())
+    if contract.VALIDATION in answer and report.validation_sums:
+        records[contract.VALIDATION] = MetricRecord(_validation(answer, limits).to_wire())
+    if contract.HISTOGRAMS in answer and report.histograms:
+        records[contract.HISTOGRAMS] = _histograms(answer, limits)
+    if contract.WEIGHTS in answer:
+        if contract.REPORT not in answer:
+            raise _withheld("weights without a report of their steps")
+        plan = limits.request.plan
+        weights = _record(answer, contract.WEIGHTS, ArrayRecord)
+        records[contract.WEIGHTS] = checked_weights(weights, plan.model, plan.images.input_size_px)
+    return records
+
+
+def _counts(answer: RecordDict, limits: _Limits) -> HospitalCounts:
+    counts = _scalars(answer, contract.COUNTS, ConfigRecord, HospitalCounts)
+    data = limits.data
+    _refuse_more(counts.num_train_images, data.train_rows.size, "training images")
+    _refuse_more(counts.num_validation_images, data.validation_rows.size, "validation images")
+    _refuse_more(counts.num_skipped_images, len(data.loaded.skipped), "skipped images")
+    return counts if limits.policy.report.positives else counts.model_copy(update={"positives": None})
+
+
+def _round_report(answer: RecordDict, limits: _Limits) -> RoundReport:
+    report = _scalars(answer, contract.REPORT, MetricRecord, RoundReport)
+    _refuse_more(report.num_images, limits.data.train_rows.size, "training images")
+    _refuse_more(report.num_steps, planned_steps(limits.request.plan, limits.data), "steps")
+    _refuse_more(report.images_seen, report.num_steps * limits.data.train_rows.size, "images seen")
+    _refuse_more(report.alive_pixels or 0, report.lit_pixels or 0, "latent pixels")
+    if report.num_steps < limits.policy.min_steps:
+        raise _withheld(f"{report.num_steps} steps were made, policy.min_steps is {limits.policy.min_steps}")
+    if limits.policy.report.training_sums:
+        return report
+    return report.model_copy(update=dict.fromkeys(("bce_sum", "mse_sum", "alive_pixels", "lit_pixels")))
+
+
+def _validation(answer: RecordDict, limits: _Limits) -> ValidationReport:
+    sums = _scalars(answer, contract.VALIDATION, MetricRecord, ValidationReport)
+    _refuse_more(sums.num_images, limits.data.validation_rows.size, "validation images")
+    return sums
+
+
+def _histograms(answer: RecordDict, limits: _Limits) -> ArrayRecord:
+    record = _record(answer, contract.HISTOGRAMS, ArrayRecord)
+    if list(record) != [contract.SCORE_COUNTS]:
+        raise _withheld(f"the record of histograms holds {', '.join(map(repr, record))}")
+    counts, wanted = record[contract.SCORE_COUNTS].numpy(), (NUM_FINDINGS, 2, NUM_BINS)
+    if counts.shape != wanted or counts.dtype != np.int64:
+        raise _withheld(f"the histogram is {counts.dtype} {counts.shape}, expected int64 {wanted}")
+    if (counts < 0).any():
+        raise _withheld("the histogram has negative counts")
+    largest = max(sum(map(int, finding.flat)) for finding in counts)  # Python's integers do not overflow
+    _refuse_more(largest, limits.data.validation_rows.size, "images in the histogram of a finding")
+    return to_array_record({contract.SCORE_COUNTS: np.array(counts, order="C")})
+
+
+def _scalars(answer: RecordDict, name: str, kind: type[Scalars], model: type[Sums]) -> Sums:
+    try:
+        return model.from_wire(dict(_record(answer, name, kind)))
+    except ConfigError as error:
+        raise _withheld(f"the record {name!r}: {'; '.join(error.faults)}") from error
+
+
+def _record(answer: RecordDict, name: str, kind: type[Kind]) -> Kind:
+    record = answer[name]
+    if not isinstance(record, kind):
+        raise _withheld(f"the record {name!r} is a {type(record).__name__}, expected {kind.__name__}")
+    return record
+
+
+def _refuse_more(found: int, most: int, what: str) -> None:
+    if found > most:
+        raise _withheld(f"the answer tells of {found} {what}, and there are {most}")
+
+
+def _withheld(reason: str) -> RefusalError:
+    return RefusalError(contract.CODE_WITHHELD, reason)

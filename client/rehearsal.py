@@ -1,0 +1,152 @@
+"""A tiny round at the hospital alone, to see what would leave: the installed app and its guard, no centre.
+
+It runs on some of the hospital's patients in a folder of its own, so that neither the audit log nor the kept replies
+of the real client know of it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from aecnn import contract
+from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig, load_config
+from aecnn.contract import Request
+from aecnn.model.joint import build_model
+from aecnn.model.weights import Weights, weights_of
+from aecnn.training.device import resolve_device
+from aecnn.training.loop import train_locally
+from client.app import app
+from client.desk import Desk
+from client.guard import ANSWERED
+from client.inventory import inventory_of
+from client.paths import SitePaths
+from client.site import SiteConfig, read_hospital, read_training_data
+from client.wire import packed_record
+
+SPEED_STEPS, WARM_UP_STEPS = 10, 2
+GPU_SIZE_PX, CPU_SIZE_PX = 256, 128
+MIN_PATIENTS = 40  # of the rehearsal, where the hospital has so many
+_VALIDATION_FRACTION = float(FederationConfig.model_fields["validation_fraction"].default)
+_NODE_ID, _CENTRE_ID = 2, 1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine trains the rehearsal's model."""
+
+    images_per_s: float
+    device: str
+    plan: Plan
+
+
+def rehearsal_plan(config: SiteConfig, *, steps: int) -> Plan:
+    """Gives the model to rehearse with: the federation's usual one at a small size, or the first the site accepts."""
+    accepted = config.policy.accept.backbones if config.policy else None
+    is_gpu = resolve_device(config.device).type == "cuda"
+    return Plan(
+        images=ImagesConfig(size_px=GPU_SIZE_PX if is_gpu else CPU_SIZE_PX),
+        model=ModelConfig(backbone=accepted[0]) if accepted else ModelConfig(),
+        training=TrainingConfig(batch_size=8, local_steps=steps, num_threads=os.cpu_count() or 1),
+    )
+
+
+@contextmanager
+def rehearsal_site(paths: SitePaths) -> Iterator[Path]:
+    """Gives a site file like the hospital's, of some of its patients, in a folder that is removed afterwards."""
+    config = load_config(paths.site, SiteConfig)
+    patients = read_hospital(paths.site).manifest.patients
+    most = max(MIN_PATIENTS, 2 * config.policy.min_patients if config.policy else 0)
+    folder = paths.state / "rehearsal"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "state").mkdir(parents=True, mode=0o700)
+    try:
+        (folder / "patients.txt").write_text("\n".join(patients[:most]) + "\n", encoding="utf-8")
+        document = config.model_dump(mode="json")
+        document["data"]["patients_file"] = "patients.txt"
+        if document["policy"] is not None:
+            document["policy"]["working_hours"] = None  # to rehearse by day what trains by night
+        site = folder / "site.yaml"
+        site.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
+        yield site
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure_speed(site: Path) -> Speed:
+    """Times ten training steps on the rehearsal's images, after two to warm up."""
+    config = load_config(site, SiteConfig)
+    device = resolve_device(config.device)
+    plan = rehearsal_plan(config, steps=1)
+    data = read_training_data(read_hospital(site), plan.images.size_px, _VALIDATION_FRACTION)
+    model = build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px)
+    for steps in (WARM_UP_STEPS, SPEED_STEPS):
+        plan = rehearsal_plan(config, steps=steps)
+        torch.set_num_threads(plan.training.num_threads)
+        report = train_locally(model, data.loaded, data.train_rows, plan, seed=0, device=device)
+    return Speed(report.images_seen / report.seconds, _name_of(device, plan), plan)
+
+
+def rehearse(site: Path) -> dict[str, Any]:
+    """Lets the installed app answer a centre's first two messages, and gives what would leave as plain data."""
+    config = load_config(site, SiteConfig)
+    steps = config.policy.min_steps if config.policy else 1
+    plan = rehearsal_plan(config, steps=steps)
+    weights = weights_of(build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px))
+    desk = Desk(SitePaths(site.parent), app)  # its own audit log and replies
+    join, train = _message(contract.JOIN, plan, round_=0), _message(contract.TRAIN, plan, round_=1, weights=weights)
+    messages = [_described(message, desk.answer(message), SitePaths(site.parent)) for message in (join, train)]
+    return {"hospital": config.name, "plan": plan.model_dump(mode="json"), "messages": messages}
+
+
+def _described(message: Message, reply: Message, paths: SitePaths) -> dict[str, Any]:
+    """An answer as plain data: every record, key and value, and of arrays their shape, type and bytes."""
+    logged = json.loads(paths.audit_log.read_text(encoding="utf-8").splitlines()[-1])
+    return {
+        "asked": message.metadata.message_type,
+        "code": reply.error.code if reply.has_error() else ANSWERED,
+        "decision": logged["decision"],
+        "records": {} if reply.has_error() else inventory_of(reply.content),
+    }
+
+
+def write_would_leave(document: dict[str, Any], path: Path) -> None:
+    """Keeps it, readable by the owner alone."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1)
+
+
+def _name_of(device: torch.device, plan: Plan) -> str:
+    if device.type != "cuda":
+        return f"CPU, {plan.training.num_threads} threads"
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, {found.total_memory / 1e9:.0f} GB"
+
+
+def _message(message_type: str, plan: Plan, *, round_: int, weights: Weights | None = None) -> Message:
+    request = Request(
+        run="rehearsal",
+        run_id="0" * 16,
+        round=round_,
+        seed=0,
+        plan_json=plan.model_dump_json(),
+        validation_fraction=_VALIDATION_FRACTION,
+    )
+    content = RecordDict({contract.REQUEST: ConfigRecord(request.to_wire())})
+    if weights is not None:
+        content[contract.WEIGHTS] = packed_record(weights)
+    # Flower reads the sender of a new message from the process's identity.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _CENTRE_ID
+    message = Message(content, _NODE_ID, message_type)
+    message.metadata.__dict__["_message_id"] = f"rehearsal-{round_}"  # as Flower's own grids do when they send
+    return message
