@@ -1,23 +1,32 @@
 """The centre's Flower app: reads the run's configuration, runs the rounds, releases the model and reports on it."""
 
 import logging
-import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
 from aecnn.data.phantom import write_phantom
-from aecnn.errors import AecnnError
+from aecnn.errors import AecnnError, FederationError
 from aecnn.evaluation.report import write_report
-from aecnn.model.joint import build_model
-from aecnn.model.weights import weights_of
+from aecnn.model.weights import unpack_weights
+from server.flower import LinkError
+from server.held_out import HeldOut
 from server.history import end_event
-from server.loop import Federation, run_federation
-from server.release import save_released, score_on_test
+from server.joining import Reception, join
+from server.loop import run_rounds
+from server.members import EnrolledHospitals
+from server.model_card import write_model_card
+from server.release import deliver, save_released, score_on_test
+from server.run import Run, open_run
 from server.run_folder import RunFolder
+from server.settings import RunSettings
+from server.status import OnStatus
+from server.store import RoundStore
 
 log = logging.getLogger(__name__)
 
@@ -33,34 +42,84 @@ def main(grid: Grid, context: Context) -> None:
     given = str(context.run_config.get("run-folder", ""))
     folder = RunFolder.prepared(Path(given)) if Path(given, "config.yaml").exists() else _new_folder(given, config)
     log.info("The run's folder is %s", folder.path)
-    run_and_release(
-        grid, config, folder, expected_nodes=_expected_nodes(str(context.run_config.get("hospitals", "")), config)
-    )
-    write_report(folder.path)
+    expected_nodes = _expected_nodes(str(context.run_config.get("hospitals", "")), config)
+    run_and_release(grid, RunSettings.of_simulation(config), folder, expected_nodes=expected_nodes)
 
 
-def run_and_release(grid: Grid, config: SimulationConfig, folder: RunFolder, *, expected_nodes: int) -> None:
-    """Runs the rounds, writes the released model and scores it on the test split.
+def run_and_release(
+    grid: Grid,
+    settings: RunSettings,
+    folder: RunFolder,
+    *,
+    expected_nodes: int,
+    hospitals: EnrolledHospitals | None = None,
+    on_status: OnStatus | None = None,
+) -> None:
+    """Runs the rounds, writes the released model with its figures and report, and hands it to the hospitals.
+
+    A run that was interrupted in this folder goes on after its last finished round, with the same result.
+
+    Args:
+        grid: Flower's grid.
+        settings: The run. They must be those it was begun with.
+        folder: Where everything of the run goes.
+        expected_nodes: Hospitals to wait for, until the deadline for joining.
+        hospitals: Gives the enrolled hospitals anew at each call; None where the hospitals are simulated.
+        on_status: Called with a status each time something changes.
 
     Raises:
         AecnnError: The run cannot go on; the history ends with an event that says why.
     """
-    begin = time.monotonic()
-    plan = config.plan
-    try:
-        initial = weights_of(build_model(plan.model, seed=config.seed, input_size_px=plan.images.input_size_px))
-        federation = Federation(config.name, secrets.token_hex(8), config.seed, config.federation, plan, folder)
-        released = run_federation(grid, federation, initial, expected_nodes=expected_nodes)
-        save_released(folder, released, plan, run=config.name)
-        score_on_test(folder, config.data, plan)
-    except AecnnError as error:
-        seconds = time.monotonic() - begin
-        folder.append_event(end_event(status="failed", released_round=None, seconds=seconds, reason=str(error)))
-        raise
-    seconds = time.monotonic() - begin
-    folder.append_event(
-        end_event(status="completed", released_round=released.round_number, seconds=seconds, reason=None)
-    )
+    store = RoundStore(folder.store_file)
+    with store:
+        run = open_run(grid, settings, folder, store, enrolled=hospitals, on_status=on_status)
+        try:
+            if run.progress.phase != "delivering":
+                _run(run, expected_nodes=expected_nodes)
+        except LinkError:
+            raise  # the centre's own SuperLink is gone: no end of the run
+        except AecnnError as error:
+            _fail(run, error)
+            raise
+        if run.enrolled is not None:
+            deliver(run)
+            write_report(folder.path)
+        run.spool.remove()
+        store.remove()
+    run.show(replace(run.board.status, phase="done", deadline_at=None))
+
+
+def _run(run: Run, *, expected_nodes: int) -> None:
+    """Everything from the hospitals' joining to the end event and the report."""
+    settings, folder = run.settings, run.folder
+    held_out = None
+    if settings.test_data is not None and settings.is_tested_each_round:
+        held_out = HeldOut.read(settings.test_data, settings.plan)  # before anything else: it may be faulty
+    reception = Reception(run)
+    join(run, reception, expected_nodes=expected_nodes)
+    run_rounds(run, reception, held_out)
+    released = run.progress.candidate
+    if released is None:
+        raise FederationError("the run has no model to release: it is of another version")
+    run.show(replace(run.board.status, phase="testing", deadline_at=None))
+    weights = unpack_weights(np.frombuffer(run.store.candidate_weights(), dtype=np.uint8))
+    save_released(folder, released, weights, settings.plan, run=settings.name)
+    if settings.test_data is not None and held_out is None:
+        held_out = HeldOut.read(settings.test_data, settings.plan)
+    test = None if held_out is None else score_on_test(folder, held_out)
+    write_model_card(folder, settings, run.members, released, test)
+    run.append(end_event(status="completed", released_round=released.round_number, seconds=run.seconds, reason=None))
+    write_report(folder.path)
+    run.commit(replace(run.progress, phase="delivering"))
+
+
+def _fail(run: Run, error: AecnnError) -> None:
+    """Says in the history and the report why the run ended; started again, it goes on after its last finished round."""
+    run.append(end_event(status="failed", released_round=None, seconds=run.seconds, reason=str(error)))
+    run.commit(run.progress)
+    run.spool.remove()
+    run.show(replace(run.board.status, phase="failed", deadline_at=None, reason=str(error)))
+    write_report(run.folder.path)
 
 
 def _new_folder(given: str, config: SimulationConfig) -> RunFolder:

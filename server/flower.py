@@ -7,13 +7,14 @@ what runs is the code installed here.
 
 import hashlib
 import os
+import ssl
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from flwr.app import Context
@@ -30,12 +31,11 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.serverapp import Grid
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -43,8 +43,8 @@ from flwr.superlink.grid import HttpGrid
 from aecnn.errors import FederationError
 
 LOOPBACK = "127.0.0.1"
-ONLINE = "online"
 POLL_INTERVAL_S = 0.2
+CALL_TIMEOUT_S = 30.0
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _UNFINISHED = ("pending", "starting", "running")
 _BUNDLE = """[project]
@@ -60,6 +60,14 @@ publisher = "aecnn"
 serverapp = "server.app:app"
 clientapp = "client.app:app"
 """
+
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class LinkError(FederationError):
+    """The SuperLink on this machine does not answer, or refuses; what a later attempt may mend."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,17 @@ class LocalLink:
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Gives the environment for Flower's processes: no telemetry, no update check, nothing installed at run time."""
+    # A lower-case no_proxy hides the upper-case one, so both say the same.
+    spared = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    no_proxy = ",".join(dict.fromkeys(filter(None, (*",".join(spared).split(","), LOOPBACK, "localhost"))))
     return {
         **os.environ,
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY", ""), LOOPBACK))),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
     }
 
 
@@ -121,47 +133,55 @@ def superlink_command(
 
 
 class Control:
-    """The SuperLink's Control service: who is registered, and which runs there are."""
+    """The SuperLink's Control service: who is registered, and which runs there are.
+
+    Every call raises `LinkError` where the SuperLink does not answer or refuses.
+    """
 
     def __init__(self, link: LocalLink) -> None:
+        self._address = link.address
         self._client = ControlHttpClient.from_server_address(
             link.address,
             insecure=False,
             root_certificates=link.ca_certificate,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flower-server")],
         )
+        _spare_proxies(self._client, link)
+
+    def _call(self, method: Callable[[Request], Reply], request: Request) -> Reply:
+        try:
+            return method(request)
+        except httpx.HTTPStatusError as error:
+            raise LinkError(f"the SuperLink refuses ({error.response.text.strip()})") from error
+        except httpx.HTTPError as error:
+            raise LinkError(f"the SuperLink on {self._address} does not answer ({type(error).__name__})") from error
 
     def is_up(self) -> bool:
         """Tells whether the SuperLink answers."""
         try:
             self.nodes()
-        except httpx.HTTPError:
+        except LinkError:
             return False
         return True
 
     def nodes(self) -> list[Node]:
-        """Gives the registered hospitals, by name."""
-        listed = self._client.ListNodes(ListNodesRequest()).nodes_info
+        """Gives the registered hospitals, by name; those that were unregistered are no longer among them."""
+        listed = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
         nodes = [
-            Node(info.node_id, info.name, bytes(info.public_key).decode(), info.status == ONLINE) for info in listed
+            Node(info.node_id, info.name, bytes(info.public_key).decode(), info.status == NodeStatus.ONLINE)
+            for info in listed
+            if info.status != NodeStatus.UNREGISTERED
         ]
         return sorted(nodes, key=lambda node: node.name)
 
     def register(self, name: str, public_key: str) -> int:
-        """Registers a hospital's public key (PEM); gives its node id.
-
-        Raises:
-            FederationError: Flower refuses the key.
-        """
-        try:
-            request = RegisterNodeRequest(public_key=public_key.encode(), name=name)
-            return int(self._client.RegisterNode(request).node_id)
-        except httpx.HTTPStatusError as error:
-            raise FederationError(f"Flower does not register {name}'s key: {error.response.text}") from error
+        """Registers a hospital's public key (PEM); gives its node id. A key once unregistered is refused for ever."""
+        request = RegisterNodeRequest(public_key=public_key.encode(), name=name)
+        return int(self._call(self._client.RegisterNode, request).node_id)
 
     def unregister(self, node_id: int) -> None:
         """Cuts a hospital off; its requests are refused from now on."""
-        self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+        self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
 
     def start_run(self) -> int:
         """Submits a run of the apps; gives its id."""
@@ -170,14 +190,14 @@ class Control:
         request = StartRunRequest(
             fab=fab_to_proto(fab), override_config=user_config_to_proto({}), federation="", app_spec=""
         )
-        return int(self._client.StartRun(request).run_id)
+        return int(self._call(self._client.StartRun, request).run_id)
 
     def stop_runs(self) -> int:
         """Ends all runs that are not finished; gives how many."""
-        runs = self._client.ListRuns(ListRunsRequest()).run_dict
+        runs = self._call(self._client.ListRuns, ListRunsRequest()).run_dict
         unfinished = [run_id for run_id, run in runs.items() if run.status.status in _UNFINISHED]
         for run_id in unfinished:
-            self._client.StopRun(StopRunRequest(run_id=run_id))
+            self._call(self._client.StopRun, StopRunRequest(run_id=run_id))
         return len(unfinished)
 
     def close(self) -> None:
@@ -190,11 +210,12 @@ def server_task(link: LocalLink, run_id: int, *, timeout_s: float) -> Iterator[t
     """Takes the ServerApp's task of a run and keeps it alive while the context lasts.
 
     Raises:
-        FederationError: The task does not come in time.
+        LinkError: The task does not come in time.
     """
     token = _acquire(link, run_id, timeout_s=timeout_s)
     grid = HttpGrid(link.address, insecure=False, root_certificates=link.ca_certificate, token=token)
     client: Any = grid._runtime_client
+    _spare_proxies(client, link)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     status, details = SubStatus.FAILED, "the centre's process ended"
@@ -223,20 +244,29 @@ def _acquire(link: LocalLink, run_id: int, *, timeout_s: float) -> str:
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
             SuperExecAuthHttpInterceptor(master_secret=link.secret, protected_methods=frozenset({_ACQUIRE})),
         ],
-        retry_invoker=make_simple_http_retry_invoker(),
     )
+    _spare_proxies(client, link)
     deadline = time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
-            answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
-            if answer.HasField("task") and answer.token:
-                if answer.task.run_id == run_id:
-                    return str(answer.token)
-                continue  # a task of a run that was stopped meanwhile: left to lapse
+            with suppress(httpx.TransportError):  # it may be starting again
+                answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+                if answer.HasField("task") and answer.token and answer.task.run_id == run_id:
+                    return str(answer.token)  # tasks of runs that were stopped meanwhile are left to lapse
             time.sleep(POLL_INTERVAL_S)
+    except httpx.HTTPStatusError as error:
+        raise LinkError(f"the SuperLink refuses the run's task ({error.response.text.strip()})") from error
     finally:
         client.close()
-    raise FederationError(f"the SuperLink did not hand out the run's task in {timeout_s:.0f} s")
+    raise LinkError(f"the SuperLink did not hand out the run's task in {timeout_s:.0f} s")
+
+
+def _spare_proxies(client: Any, link: LocalLink) -> None:
+    """Lets a client reach loopback directly, whatever proxy the environment names."""
+    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusted.load_verify_locations(cadata=link.ca_certificate.decode("ascii"))
+    client._client.close()
+    client._client = httpx.Client(verify=trusted, timeout=CALL_TIMEOUT_S, trust_env=False)
 
 
 def names_of_nodes(grid: Grid) -> Mapping[int, str]:

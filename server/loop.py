@@ -1,215 +1,254 @@
-"""The rounds of a federation, from the first question to the released weights.
+"""The rounds of a federation, from the first to the choice of the model that is released.
 
 A round is one message each way: hospitals judge the arriving global model on their validation part, train it, and
 answer with both. The model after round r is therefore judged by the answers of round r + 1, the last one by a closing
-evaluate message. Nothing here knows whether the hospitals are simulated.
+evaluate message, which is round `num_rounds` + 1. Nothing here knows whether the hospitals are simulated.
+
+A round that is finished is committed whole. One that was interrupted is asked for again: hospitals give the same
+answers to the same request, so the run ends with the same weights, bit for bit.
 """
 
 import logging
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flwr.app import MessageType
-from flwr.serverapp import Grid
 
-from aecnn.config import FederationConfig, Plan
-from aecnn.contract import HospitalCounts, Request, code_fingerprint
+from aecnn.contract import EVALUATE, TRAIN
 from aecnn.errors import FederationError
+from aecnn.model.weights import pack_weights
 from aecnn.training.seeds import derive_seed
-from server.admission import by_name, fault_of_judgement, fault_of_update
-from server.average import federated_average
-from server.exchange import Collected, ask, wait_for_nodes
-from server.history import answer_event, round_event, start_event, validation_event
-from server.run_folder import RunFolder
-from server.wire import Weights, request_content
+from server.admission import by_name, fault_of_judgement, fault_of_update, faults_of_values
+from server.average import Update
+from server.exchange import Collected, Envelope
+from server.held_out import HeldOut
+from server.history import answer_event, attempt_event, round_event, test_event, validation_event
+from server.joining import Reception
+from server.members import with_refusals
+from server.run import Run, reasons
+from server.status import iso_in
+from server.store import Candidate
+from server.strategy import aggregate
+from server.wire import Answer
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Federation:
-    """One run's settings, and where its history goes."""
+@dataclass
+class Round:
+    """What has come in one round, over all its attempts."""
 
-    run: str
-    run_id: str
-    seed: int
-    settings: FederationConfig
-    plan: Plan
-    folder: RunFolder
+    number: int
+    begin: float  # seconds of the run
+    chosen: set[str] = field(default_factory=set)  # who trains; the others only judge
+    answers: dict[str, Answer] = field(default_factory=dict)  # in order, and admitted
+    refused: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Member:
-    """A hospital that joined: its node and what it declared."""
-
-    node_id: int
-    counts: HospitalCounts
-
-
-@dataclass(frozen=True)
-class Released:
-    """The weights a run gives out, and the round they come from."""
-
-    round_number: int
-    weights: Weights
-    validation_macro_auroc: float | None
+    @property
+    def updates(self) -> list[Update]:
+        """The updates to average, in hospital-name order."""
+        return [
+            Update(answer.origin.hospital, answer.weights, answer.report.num_images)
+            for answer in by_name(self.answers)
+            if answer.origin.hospital in self.chosen and answer.weights is not None and answer.report is not None
+        ]
 
 
-def run_federation(grid: Grid, federation: Federation, initial: Weights, *, expected_nodes: int) -> Released:
-    """Runs all rounds and writes each into the history.
+def run_rounds(run: Run, reception: Reception, held_out: HeldOut | None) -> None:
+    """Runs the rounds that are not finished yet, and has the final model judged.
+
+    Args:
+        run: Its hospitals have joined.
+        reception: Lets in those that come late.
+        held_out: The centre's test images, where every round is scored on them.
 
     Raises:
-        FederationError: Too few hospitals joined, or too few updates of a round were fit to average.
+        FederationError: Too few updates of a round were fit to average, at every attempt.
     """
-    members = _join(grid, federation, expected_nodes=expected_nodes)
-    weights, candidate = initial, Released(0, initial, None)
-    for round_number in range(1, federation.settings.num_rounds + 1):
-        judged, averaged = _run_round(grid, federation, members, round_number, weights)
-        candidate = better(federation, candidate, Released(round_number - 1, weights, judged))
-        weights = averaged
-    judged = _close(grid, federation, members, weights)
-    return better(federation, candidate, Released(federation.settings.num_rounds, weights, judged))
+    while run.progress.round_number < run.settings.federation.num_rounds:
+        _run_round(run, reception, held_out)
+    if run.progress.phase == "rounds":
+        _close(run)
 
 
-def _join(grid: Grid, federation: Federation, *, expected_nodes: int) -> dict[str, Member]:
-    """Asks every node who it is; those with other code are left out by name."""
-    settings = federation.settings
-    nodes = wait_for_nodes(grid, at_least=expected_nodes, timeout_s=settings.join_timeout_s)
-    content = request_content(_request(federation, 0), None)
-    collected = ask(
-        grid,
-        dict.fromkeys(nodes, (MessageType.QUERY, content)),
-        group="0",
-        names={},
-        timeout_s=settings.join_timeout_s,
-    )
-    fingerprint, members = code_fingerprint(), {}
-    for answer in by_name(collected.answers):
-        name = answer.origin.hospital
-        if answer.origin.fingerprint != fingerprint:
-            collected.refused[name] = "runs other code than the centre: install one version"
-        elif answer.counts is None:
-            collected.refused[name] = "does not say how much it holds"
-        else:
-            members[name] = Member(answer.node_id, answer.counts)
-    _log_refusals(collected)
-    if len(members) < settings.min_hospitals:
-        raise FederationError(_too_few("joined", len(members), settings.min_hospitals, collected))
-    federation.folder.append_event(
-        start_event(federation.run, {name: member.counts for name, member in members.items()})
-    )
-    return members
+def _run_round(run: Run, reception: Reception, held_out: HeldOut | None) -> None:
+    number, settings = run.progress.round_number + 1, run.settings.federation
+    under_way = Round(number, run.seconds)
+    for attempt in range(1, settings.max_failed_rounds + 1):
+        _ask(run, reception, under_way, attempt)
+        if len(under_way.updates) >= settings.min_hospitals:
+            break
+        reason = _too_few(under_way, settings.min_hospitals)
+        if attempt == settings.max_failed_rounds:
+            raise FederationError(f"round {number}: {reason}")
+        log.warning("Round %d is tried again: %s", number, reason)
+        run.append(attempt_event(number, attempt, reason))
+        run.admit_arrived()
+    _finish(run, under_way, attempt, held_out)
 
 
-def _run_round(
-    grid: Grid, federation: Federation, members: dict[str, Member], round_number: int, weights: Weights
-) -> tuple[float | None, Weights]:
-    """One round: gives the arriving model's pooled validation AUROC and the averaged weights."""
-    begin, settings, folder = time.monotonic(), federation.settings, federation.folder
-    content = request_content(_request(federation, round_number), weights)
-    chosen = _participants(federation, sorted(members), round_number)
-    collected = ask(
-        grid,
-        {
-            member.node_id: (MessageType.TRAIN if name in chosen else MessageType.EVALUATE, content)
-            for name, member in members.items()
-        },
-        group=str(round_number),
-        names={member.node_id: name for name, member in members.items()},
-        timeout_s=settings.round_timeout_s,
-        on_answer=lambda answer: folder.append_event(answer_event(round_number, answer)),
-    )
-    _admit(collected, members, round_number, trained=chosen, model=weights)
-    answers = by_name(collected.answers)
-    judged = validation_event(round_number - 1, answers)
-    folder.append_event(judged)
-    updates = [(a.weights, a.report.num_images) for a in answers if a.weights is not None and a.report is not None]
-    needed = min(settings.min_hospitals, len(chosen))
-    if len(updates) < needed:
-        raise FederationError(
-            f"round {round_number}: " + _too_few("gave an update fit to average", len(updates), needed, collected)
+def _ask(run: Run, reception: Reception, under_way: Round, attempt: int) -> None:
+    """One attempt: asks those whose answer is not there yet, and admits what comes."""
+    number, settings = under_way.number, run.settings.federation
+    names = run.present()
+    under_way.chosen = _participants(run, names, number)
+    record = run.model_record()
+    envelopes: dict[str, Envelope] = {}
+    for name in names:
+        answer = under_way.answers.get(name)
+        if answer is None or (name in under_way.chosen and answer.weights is None):
+            kind = TRAIN if name in under_way.chosen else EVALUATE
+            envelopes[name] = run.envelope(kind, number, hospital=name, arrays=record)
+    run.show(
+        replace(
+            run.board.status,
+            phase="round",
+            round=number,
+            attempt=attempt,
+            asked=tuple(names),
+            answered=tuple(sorted(under_way.answers)),
+            deadline_at=iso_in(settings.round_timeout_s),
         )
-    averaged = federated_average(updates)
-    seconds = time.monotonic() - begin
-    folder.append_event(
-        round_event(round_number, answers, seconds=seconds, refused=collected.refused, missing=collected.missing)
     )
-    return judged["macro_auroc"], averaged
+    collected = _collect(run, reception, envelopes, number)
+    under_way.missing = collected.missing
+    under_way.refused = dict(collected.refused)
+    del envelopes, record  # a model less in memory while updates are looked through
+    for name in collected.left:
+        under_way.answers.pop(name, None)
+    _admit(run, under_way, collected.answers)
 
 
-def _close(grid: Grid, federation: Federation, members: dict[str, Member], weights: Weights) -> float | None:
-    """Has every hospital judge the final model; gives the pooled validation AUROC."""
-    number = federation.settings.num_rounds
-    content = request_content(_request(federation, number), weights)
-    collected = ask(
-        grid,
-        {member.node_id: (MessageType.EVALUATE, content) for member in members.values()},
-        group="closing",
-        names={member.node_id: name for name, member in members.items()},
-        timeout_s=federation.settings.round_timeout_s,
+def _collect(run: Run, reception: Reception, envelopes: dict[str, Envelope], number: int) -> Collected:
+    def on_answer(answer: Answer) -> None:
+        run.append(answer_event(number, answer))
+        status = run.board.status
+        run.show(replace(status, answered=tuple(sorted({*status.answered, answer.origin.hospital}))))
+
+    def alongside() -> None:
+        reception.turn()
+        run.show_online()
+
+    collected = run.exchange.ask(
+        envelopes,
+        round_number=number,
+        timeout_s=run.settings.federation.round_timeout_s,
+        on_answer=on_answer,
+        alongside=alongside,
     )
-    _admit(collected, members, number, trained=set(), model=weights)
-    judged = validation_event(number, by_name(collected.answers))
-    federation.folder.append_event(judged)
-    macro_auroc: float | None = judged["macro_auroc"]
-    return macro_auroc
+    run.remove(collected.left, round_number=number)
+    return collected
 
 
-def _admit(
-    collected: Collected, members: dict[str, Member], round_number: int, *, trained: set[str], model: Weights
-) -> None:
-    """Moves the answers that break a rule from `answers` to `refused`, each with its reason."""
-    fingerprint = code_fingerprint()
-    for name, answer in list(collected.answers.items()):
-        counts = members[name].counts
-        fault = fault_of_judgement(answer, round_number=round_number, fingerprint=fingerprint, counts=counts)
-        if fault is None and name in trained:
-            fault = fault_of_update(answer, counts=counts, model=model)
-        if fault is not None:
-            collected.refused[name] = fault
-            del collected.answers[name]
-    _log_refusals(collected)
+def _admit(run: Run, under_way: Round, arrived: dict[str, Answer]) -> None:
+    """Sorts the answers that arrived into admitted and refused; all updates of the round are compared."""
+    for name, answer in sorted(arrived.items()):
+        counts = run.members[name].counts
+        fault = fault_of_judgement(answer, round_number=under_way.number, accepted=run.accepted, counts=counts)
+        if fault is None and name in under_way.chosen:
+            fault = fault_of_update(answer, counts=counts, model=run.model)
+        if fault is None:
+            under_way.answers[name] = answer
+        else:
+            under_way.refused[name] = fault
+    values = faults_of_values(
+        {update.hospital: update.weights for update in under_way.updates},
+        model=run.model,
+        max_norm_ratio=run.settings.federation.max_update_norm_ratio,
+    )
+    for name, fault in values.items():
+        under_way.refused[name] = fault
+        del under_way.answers[name]
+    for name, reason in sorted(under_way.refused.items()):
+        log.warning("Refused %s: %s", name, reason)
+    for name in under_way.missing:
+        log.warning("No answer from %s", name)
 
 
-def _participants(federation: Federation, names: list[str], round_number: int) -> set[str]:
+def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) -> None:
+    """Averages, judges, writes the history, and commits all of it in one step."""
+    number, updates = under_way.number, under_way.updates
+    aggregated = aggregate(
+        run.settings.federation.strategy,
+        updates,
+        model=run.model,
+        state=run.store.strategy_state(),
+        round_number=number,
+    )
+    answers = by_name(under_way.answers)
+    judged = validation_event(number - 1, answers)
+    run.append(judged)
+    admitted = [update.hospital for update in updates]
+    run.append(
+        round_event(
+            number,
+            answers,
+            admitted=admitted,
+            attempt=attempt,
+            seconds=run.seconds - under_way.begin,
+            refused=under_way.refused,
+            missing=under_way.missing,
+        )
+    )
+    if held_out is not None:
+        run.show(replace(run.board.status, phase="testing", deadline_at=None))
+        run.append(test_event(number, held_out.score(aggregated.weights).metrics))
+    candidate, promotes = run.progress.candidate, False
+    if number > 1 and run.settings.federation.released_round == "best":
+        present = Candidate(number - 1, judged["macro_auroc"])
+        candidate = better(candidate, present)
+        promotes = candidate is present
+    run.admit_arrived()
+    members = with_refusals(run.members, set(under_way.refused) & under_way.chosen, set(admitted))
+    run.commit(
+        replace(run.progress, round_number=number, members=members, candidate=candidate),
+        weights=pack_weights(aggregated.weights).data,
+        strategy=aggregated.state,
+        promotes=promotes,
+    )
+    run.spool.forget_round(number)
+
+
+def _close(run: Run) -> None:
+    """Has every hospital judge the final model, and settles which model is released."""
+    settings = run.settings.federation
+    number = settings.num_rounds + 1
+    record, names = run.model_record(), run.present()
+    envelopes = {name: run.envelope(EVALUATE, number, hospital=name, arrays=record) for name in names}
+    deadline_at = iso_in(settings.round_timeout_s)
+    run.show(
+        replace(run.board.status, phase="closing", asked=tuple(names), answered=(), attempt=1, deadline_at=deadline_at)
+    )
+    collected = run.exchange.ask(
+        envelopes, round_number=number, timeout_s=settings.round_timeout_s, alongside=run.show_online
+    )
+    run.remove(collected.left, round_number=number)
+    closing = Round(number, run.seconds, refused=dict(collected.refused), missing=collected.missing)
+    _admit(run, closing, collected.answers)
+    judged = validation_event(settings.num_rounds, by_name(closing.answers))
+    run.append(judged)
+    final = Candidate(settings.num_rounds, judged["macro_auroc"])
+    candidate = final if settings.released_round == "last" else better(run.progress.candidate, final)
+    run.commit(replace(run.progress, phase="released", candidate=candidate), promotes=candidate is final)
+
+
+def _participants(run: Run, names: list[str], round_number: int) -> set[str]:
     """Draws this round's training hospitals by name; the draw follows from the run's seed and the round."""
-    count = max(federation.settings.min_hospitals, round(federation.settings.fraction * len(names)))
-    random = np.random.default_rng(derive_seed(federation.seed, "participants", round_number))
+    settings = run.settings.federation
+    count = max(settings.min_hospitals, round(settings.fraction * len(names)))
+    random = np.random.default_rng(derive_seed(run.settings.seed, "participants", round_number))
     return {names[index] for index in random.permutation(len(names))[:count]}
 
 
-def better(federation: Federation, candidate: Released, new: Released) -> Released:
-    """Gives whichever is to be released; the initial weights never are."""
-    if candidate.round_number == 0 or federation.settings.released_round == "last":
+def better(candidate: Candidate | None, new: Candidate) -> Candidate:
+    """Gives whichever is to be released by its validation AUROC; where there is nothing to choose by, the later one."""
+    if candidate is None or candidate.validation_macro_auroc is None:
         return new
-    if candidate.validation_macro_auroc is None:
-        return new  # nothing to choose by: the later one
     if new.validation_macro_auroc is None or new.validation_macro_auroc < candidate.validation_macro_auroc:
         return candidate
     return new
 
 
-def _request(federation: Federation, round_number: int) -> Request:
-    return Request(
-        run=federation.run,
-        run_id=federation.run_id,
-        round=round_number,
-        seed=federation.seed,
-        plan_json=federation.plan.model_dump_json(),
-        validation_fraction=federation.settings.validation_fraction,
-    )
-
-
-def _too_few(what: str, found: int, needed: int, collected: Collected) -> str:
-    reasons = [f"{name}: {reason}" for name, reason in sorted(collected.refused.items())]
-    reasons += [f"{name}: did not answer in time" for name in collected.missing]
-    told = "".join(f"\n  - {reason}" for reason in reasons)
-    return f"{found} hospital(s) {what}, and {needed} are needed{told}"
-
-
-def _log_refusals(collected: Collected) -> None:
-    for name, reason in sorted(collected.refused.items()):
-        log.warning("Refused %s: %s", name, reason)
-    for name in collected.missing:
-        log.warning("No answer from %s", name)
+def _too_few(under_way: Round, needed: int) -> str:
+    told = "".join(f"\n  - {reason}" for reason in reasons(under_way.refused, under_way.missing, {}))
+    return f"{len(under_way.updates)} hospital(s) gave an update fit to average, and {needed} are needed{told}"

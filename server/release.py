@@ -1,30 +1,36 @@
-"""What a finished run leaves behind: the released model and, where the centre has a test set, its figures."""
+"""What a finished run leaves behind: the released model, its figures where the centre has a test set, its delivery."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aecnn.config import DataConfig, Plan
-from aecnn.contract import code_fingerprint
+from aecnn.config import Plan
+from aecnn.contract import DELIVER, DELIVERED_FILES, FILES, code_fingerprint
 from aecnn.data.augmentation import to_input
-from aecnn.data.manifest import read_split
-from aecnn.evaluation.evaluate import Evaluation, evaluate_split
+from aecnn.evaluation.evaluate import Evaluation
+from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.predictions import write_predictions, write_targets
 from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from aecnn.model.joint import JointAECNN, Output
-from aecnn.training.device import resolve_device
-from server.loop import Released
+from aecnn.model.joint import Output
+from aecnn.model.weights import Weights
+from server.held_out import HeldOut
+from server.history import delivered_event
+from server.run import Run, reasons
 from server.run_folder import RunFolder
+from server.status import iso_in
+from server.store import Candidate
+from server.wire import bytes_record
 
 NUM_EXAMPLES = 6
 log = logging.getLogger(__name__)
 
 
-def save_released(folder: RunFolder, released: Released, plan: Plan, *, run: str) -> None:
+def save_released(folder: RunFolder, released: Candidate, weights: Weights, plan: Plan, *, run: str) -> None:
     """Writes the released weights with all that is needed to use them."""
     metadata = CheckpointMetadata(
         model=plan.model,
@@ -34,44 +40,50 @@ def save_released(folder: RunFolder, released: Released, plan: Plan, *, run: str
         fingerprint=code_fingerprint(),
         figures={"validation_macro_auroc": released.validation_macro_auroc},
     )
-    save_checkpoint(folder.checkpoint_file, dict(released.weights), metadata)
+    save_checkpoint(folder.checkpoint_file, weights, metadata)
 
 
-def score_on_test(folder: RunFolder, data: DataConfig, plan: Plan) -> Evaluation:
-    """Scores the released model on the dataset's test split; writes figures, predictions and example images."""
-    device = resolve_device("auto")
-    model = load_checkpoint(folder.checkpoint_file).build()
-    evaluation = evaluate_split(model, plan.images, read_split(data, "test"), dataset=data, device=device)
-    for sentence in evaluation.loaded.warnings:
-        log.warning("Test images: %s", sentence)
-    for sentence in evaluation.loaded.skipped:
-        log.warning("Skipped a test image: %s", sentence)
+def score_on_test(folder: RunFolder, held_out: HeldOut) -> Metrics:
+    """Scores the released model on the centre's test images; writes figures, predictions and example images."""
+    evaluation = held_out.score(load_checkpoint(folder.checkpoint_file).weights)
     manifest = evaluation.loaded.manifest
     images, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
     probabilities = _sigmoid(evaluation.outputs.logits)
     folder.write_whole("predictions.csv", lambda path: write_predictions(path, images, probabilities))
     folder.write_whole("targets.csv", lambda path: write_targets(path, images, patients, manifest.targets))
-    _write_examples(folder, model, evaluation, plan, probabilities, device)
+    _write_examples(folder, held_out, evaluation, probabilities)
     folder.write_json(
         "metrics.json", {"checkpoint": folder.checkpoint_file.name, "split": "test", **evaluation.metrics.to_json()}
     )
-    return evaluation
+    return evaluation.metrics
+
+
+def deliver(run: Run) -> None:
+    """Hands the released model, the report and the model card to every hospital; one that is away goes without."""
+    number, settings = run.settings.federation.num_rounds + 1, run.settings.federation
+    files = {name: (run.folder.path / name).read_bytes() for name in DELIVERED_FILES}
+    arrays, names = {FILES: bytes_record(files)}, run.present()
+    del files
+    envelopes = {name: run.envelope(DELIVER, number, arrays=arrays) for name in names}
+    deadline_at = iso_in(settings.join_timeout_s)
+    run.show(replace(run.board.status, phase="delivering", asked=tuple(names), answered=(), deadline_at=deadline_at))
+    collected = run.exchange.ask(
+        envelopes, round_number=number, timeout_s=settings.join_timeout_s, alongside=run.show_online
+    )
+    for reason in reasons(collected.refused, collected.missing, collected.left):
+        log.warning("Not delivered to %s", reason)
+    run.append(delivered_event(sorted(collected.answers)))
 
 
 def _write_examples(
-    folder: RunFolder,
-    model: JointAECNN,
-    evaluation: Evaluation,
-    plan: Plan,
-    probabilities: NDArray[np.floating],
-    device: torch.device,
+    folder: RunFolder, held_out: HeldOut, evaluation: Evaluation, probabilities: NDArray[np.floating]
 ) -> None:
     """Writes original, latent and reconstruction of a few test images, as 8 bit, with findings and probabilities."""
     manifest = evaluation.loaded.manifest
     rows = _example_rows(manifest.targets)
     with torch.inference_mode():
-        images = to_input(evaluation.loaded.images.read(rows).to(device), plan.images)
-        output = model.eval()(images)
+        images = to_input(evaluation.loaded.images.read(rows).to(held_out.device), held_out.plan.images)
+        output = held_out.model.eval()(images)
     folder.write_whole("examples.npz", lambda path: _write_npz(path, images, output))
     described = [
         {

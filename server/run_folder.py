@@ -36,6 +36,21 @@ class RunFolder:
         return self.path / "global.safetensors"
 
     @property
+    def store_file(self) -> Path:
+        """What an interrupted run goes on from; absent before a run and after its end (hidden: no one opens it)."""
+        return self.path / ".run.sqlite"
+
+    @property
+    def spool_folder(self) -> Path:
+        """Weights under way; absent after the end."""
+        return self.path / "spool"
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a run lies here that has not come to its end."""
+        return self.store_file.exists()
+
+    @property
     def hospitals_folder(self) -> Path:
         """The simulated hospitals' site files."""
         return self.path / "hospitals"
@@ -66,13 +81,13 @@ class RunFolder:
 
     @classmethod
     def prepared(cls, path: Path) -> "RunFolder":
-        """Opens a folder that was prepared for a run.
+        """Opens a folder that was prepared for a run, or in which one was interrupted.
 
         Raises:
-            FederationError: A run was there already.
+            FederationError: A run has finished there.
         """
         folder = cls(path.absolute())
-        if folder.history_file.exists():
+        if folder.history_file.exists() and not folder.is_resumable:
             raise FederationError(f"{folder.path} holds a run already: give another folder")
         return folder
 
@@ -84,12 +99,26 @@ class RunFolder:
             history.flush()
             os.fsync(history.fileno())
 
-    def last_event(self) -> dict[str, Any] | None:
-        """Gives the newest event, None before the first."""
+    @property
+    def history_bytes(self) -> int:
+        """Length of the history."""
+        return self.history_file.stat().st_size if self.history_file.exists() else 0
+
+    def cut_history(self, num_bytes: int) -> None:
+        """Removes what was written after the history had this length."""
+        if self.history_bytes > num_bytes:
+            os.truncate(self.history_file, num_bytes)
+
+    def ended(self) -> dict[str, Any] | None:
+        """Gives the event with which the run ended; None where it goes on, or was resumed after it."""
         if not self.history_file.exists():
             return None
-        lines = self.history_file.read_text(encoding="utf-8").splitlines()
-        return json.loads(lines[-1]) if lines else None
+        text = self.history_file.read_text(encoding="utf-8")
+        for line in reversed(text[: text.rfind("\n") + 1].splitlines()):  # a line without its break was written half
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] in ("end", "resume"):
+                return event if event["event"] == "end" else None
+        return None
 
     def write_json(self, name: str, document: Mapping[str, Any] | Sequence[Any]) -> Path:
         """Writes a JSON file whole or not at all."""

@@ -1,5 +1,6 @@
 """The centre's ``server.yaml``: the run it wants, and how hospitals reach it."""
 
+import contextlib
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +16,10 @@ from aecnn.config import (
     SimulationConfig,
     StrictModel,
     TrainingConfig,
+    load_config,
 )
 from aecnn.enrolment import ADDRESS
+from aecnn.errors import ConfigError
 
 
 class ServerConfig(StrictModel):
@@ -100,7 +103,22 @@ class CentrePaths:
         self.database = self.state / "superlink.sqlite"
         self.secret = self.state / "secret"
         self.lock = self.state / "lock"
-        self.status = self.state / "status.json"
+        self.status = self.state / "status.json"  # what the coordinator is doing
+        self.plan = self.state / "plan.json"  # the runs since `start`
+        self.processes = self.state / "processes.json"  # process ids, as long as the lock is held
         self.logs = self.state / "logs"
         self.flower_home = self.state / "flower"
         self.runs = folder / "runs"
+
+
+def read_server_config(path: Path) -> ServerConfig:
+    """Reads a ``server.yaml``; folders in it are relative to where it lies.
+
+    Raises:
+        ConfigError: With every fault found.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise ConfigError(path, ["is not there: make a federation folder with flower-server init, or give --folder"])
+    with contextlib.chdir(path.parent):
+        return load_config(path, ServerConfig)

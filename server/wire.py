@@ -1,31 +1,35 @@
 """The centre's half of the messages: requests out, answers in, each checked against the contract."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from aecnn import contract
 from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel
-from aecnn.errors import AecnnError, CheckpointError, ConfigError
+from aecnn.errors import AecnnError, ConfigError
 from aecnn.evaluation.histogram import NUM_BINS, ScoreHistogram
 from aecnn.findings import NUM_FINDINGS
-from aecnn.model.weights import pack_weights, unpack_weights
+from server.spool import Spool, SpooledWeights, SpoolError
 
-Weights = Mapping[str, NDArray[np.generic]]
 Record = TypeVar("Record", bound=WireModel)
+NPY_VERSION = (1, 0)
 
 
 class AnswerError(AecnnError):
-    """An answer that breaks the contract; the text names what."""
+    """An answer that breaks the contract, or a code instead of one; the text names what."""
+
+    def __init__(self, text: str, *, code: int | None = None) -> None:
+        self.code = code
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One hospital's answer, with the parts it holds."""
+    """One hospital's answer, with the parts it holds; a hospital may keep all but its origin to itself."""
 
     node_id: int
     origin: Origin
@@ -33,33 +37,41 @@ class Answer:
     report: RoundReport | None
     validation: ValidationReport | None
     histogram: ScoreHistogram | None
-    weights: Weights | None
+    weights: SpooledWeights | None
 
 
-def request_content(request: Request, weights: Weights | None) -> RecordDict:
-    """Gives a message's content: the request, and the global weights where there are some to send."""
-    content = RecordDict({contract.REQUEST: ConfigRecord(request.to_wire())})
-    if weights is not None:
-        content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(pack_weights(weights))})
-    return content
+def bytes_record(contents: Mapping[str, bytes]) -> ArrayRecord:
+    """Gives bytes by name as a record of arrays."""
+    return ArrayRecord({name: Array(np.frombuffer(content, dtype=np.uint8)) for name, content in contents.items()})
 
 
-def read_answer(reply: Message) -> Answer:
-    """Reads a reply.
+def request_content(request: Request, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
+    """Gives a message's content: the request, and records of arrays by their names in the contract."""
+    return RecordDict({contract.REQUEST: ConfigRecord(request.to_wire()), **arrays})
+
+
+def read_answer(reply: Message, *, kind: str, hospital: str | None, spool: Spool, round_number: int) -> Answer:
+    """Reads a reply that carries no error; its weights go to the spool.
+
+    Args:
+        reply: What arrived.
+        kind: The type of the message it answers.
+        hospital: Whose answer it must be; None where that is not known yet.
+        spool: Where weights go.
+        round_number: The round it answers.
 
     Raises:
-        AnswerError: It carries an error code, lacks a part or breaks the contract.
+        AnswerError: It comes from another hospital, lacks a part, or breaks the contract.
     """
-    if reply.has_error():
-        text = contract.CODE_TEXT.get(reply.error.code, "the hospital's Flower node reported an error")
-        raise AnswerError(f"code {reply.error.code}: {text}")
     content = reply.content
+    unasked = sorted(set(content) - set(contract.RECORDS_OF[kind]))
+    if unasked:
+        raise AnswerError(f"the answer holds what was not asked for: {', '.join(unasked)}")
     origin = _scalars(content, contract.ORIGIN, Origin)
     if origin is None:
         raise AnswerError("the answer does not say which hospital it comes from")
-    weights = content.get(contract.WEIGHTS)
-    if weights is not None and not isinstance(weights, ArrayRecord):
-        raise AnswerError("the record 'weights' holds no arrays")
+    if hospital is not None and origin.hospital != hospital:
+        raise AnswerError(f"now calls itself {origin.hospital!r}")
     return Answer(
         node_id=reply.metadata.src_node_id,
         origin=origin,
@@ -67,17 +79,58 @@ def read_answer(reply: Message) -> Answer:
         report=_scalars(content, contract.REPORT, RoundReport),
         validation=_scalars(content, contract.VALIDATION, ValidationReport),
         histogram=_histogram(content),
-        weights=None if weights is None else _unpacked(weights),
+        weights=_spooled(content, origin.hospital, spool, round_number),
     )
 
 
-def _unpacked(record: ArrayRecord) -> Weights:
-    if list(record) != [contract.PACKED]:
-        raise AnswerError(f"the record 'weights' must hold the one array {contract.PACKED!r}")
+def _spooled(content: RecordDict, hospital: str, spool: Spool, round_number: int) -> SpooledWeights | None:
+    array = _only_array(content, contract.WEIGHTS, contract.PACKED)
+    if array is None:
+        return None
+    packed = _bytes_of(array, contract.WEIGHTS, dtype="uint8")
     try:
-        return unpack_weights(record[contract.PACKED].numpy())
-    except CheckpointError as error:
-        raise AnswerError(f"its weights cannot be read: {'; '.join(error.faults)}") from error
+        return spool.put(hospital, packed, round_number=round_number)
+    except SpoolError as error:
+        raise AnswerError(str(error)) from error
+
+
+def _histogram(content: RecordDict) -> ScoreHistogram | None:
+    array = _only_array(content, contract.HISTOGRAMS, contract.SCORE_COUNTS)
+    if array is None:
+        return None
+    wanted = (NUM_FINDINGS, 2, NUM_BINS)
+    counts = np.frombuffer(_bytes_of(array, contract.HISTOGRAMS, dtype="int64", shape=wanted), dtype=np.int64)
+    if (counts < 0).any():
+        raise AnswerError("the histogram holds negative counts")
+    return ScoreHistogram(counts.reshape(wanted))
+
+
+def _only_array(content: RecordDict, key: str, name: str) -> Array | None:
+    record = content.get(key)
+    if record is None:
+        return None
+    if not isinstance(record, ArrayRecord) or list(record) != [name]:
+        raise AnswerError(f"the record {key!r} must hold the one array {name!r}")
+    return record[name]
+
+
+def _bytes_of(array: Array, key: str, *, dtype: str, shape: tuple[int, ...] | None = None) -> memoryview:
+    """Gives an array's values without a copy, and without trusting what its header says of their number."""
+    data = memoryview(array.data)
+    stream = io.BytesIO(array.data)
+    try:
+        if np.lib.format.read_magic(stream) != NPY_VERSION:
+            raise ValueError("another version of the format")
+        found_shape, is_fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, TypeError, EOFError) as error:
+        raise AnswerError(f"the array in {key!r} cannot be read ({error})") from error
+    values = data[stream.tell() :]
+    expected = (len(values),) if shape is None else shape
+    if str(found_dtype) != dtype or found_shape != expected or (is_fortran and len(expected) > 1):
+        raise AnswerError(f"the array in {key!r} must be {dtype} {expected}, found {found_dtype} {found_shape}")
+    if len(values) != int(np.prod(expected, dtype=np.int64)) * np.dtype(dtype).itemsize:
+        raise AnswerError(f"the array in {key!r} is cut off: {len(values)} bytes for {dtype} {expected}")
+    return values
 
 
 def _scalars(content: RecordDict, key: str, kind: type[Record]) -> Record | None:
@@ -90,16 +143,3 @@ def _scalars(content: RecordDict, key: str, kind: type[Record]) -> Record | None
         return kind.from_wire(dict(record))
     except ConfigError as error:
         raise AnswerError(f"the record {key!r} breaks the contract: {'; '.join(error.faults)}") from error
-
-
-def _histogram(content: RecordDict) -> ScoreHistogram | None:
-    record = content.get(contract.HISTOGRAMS)
-    if record is None:
-        return None
-    if not isinstance(record, ArrayRecord) or list(record) != [contract.SCORE_COUNTS]:
-        raise AnswerError(f"the record 'histograms' must hold the one array {contract.SCORE_COUNTS!r}")
-    counts = record[contract.SCORE_COUNTS].numpy()
-    wanted = (NUM_FINDINGS, 2, NUM_BINS)
-    if counts.shape != wanted or counts.dtype != np.int64 or (counts < 0).any():
-        raise AnswerError(f"the histogram must be counts of int64 {wanted}, found {counts.dtype} {counts.shape}")
-    return ScoreHistogram(counts)

@@ -25,7 +25,8 @@ from aecnn.config import (
 )
 from aecnn.console import JsonOption, print_json, run_cli, say
 from aecnn.errors import FederationError
-from simulations.progress import LiveProgress, figure
+from server.progress import LiveProgress
+from server.rounds_table import figure
 
 if TYPE_CHECKING:  # imported when a run begins: PyTorch takes seconds, and a faulty configuration is told at once
     from aecnn.evaluation.metrics import Metrics
@@ -206,13 +207,13 @@ def _summary(prepared: "Prepared", *, seconds: float) -> dict[str, Any]:
     """The run's figures in one object, from the files of its folder."""
     folder = prepared.folder.path
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    last = prepared.folder.last_event() or {}
+    end = prepared.folder.ended() or {}
     alone_file = folder / "alone.json"
     alone = json.loads(alone_file.read_text(encoding="utf-8")) if alone_file.exists() else {}
     return {
         **metrics,
         "alone_mean_macro_auroc": alone.get("mean_macro_auroc"),
-        "released_round": last.get("released_round"),
+        "released_round": end.get("released_round"),
         "num_hospitals": prepared.num_hospitals,
         "seconds": seconds,
         "run_folder": str(folder),

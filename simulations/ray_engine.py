@@ -102,8 +102,8 @@ def _require_completed(folder: RunFolder, home: Path, environment: dict[str, str
     )
     if '"finished:completed"' in listed.stdout:
         return
-    end = folder.last_event()
-    if end is not None and end["event"] == "end" and end["reason"]:
+    end = folder.ended()
+    if end is not None and end["reason"]:
         raise FederationError(str(end["reason"]))
     raise FederationError(f"Flower did not complete the run; the end of {home / RUN_LOG}:\n{_tail(home / RUN_LOG)}")
 

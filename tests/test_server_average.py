@@ -1,33 +1,48 @@
-"""FedAvg against its formula, and admission against the faults that were seen in the field."""
+"""FedAvg from disk against its formula, and how much memory it takes."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.average import federated_average
+from aecnn.model.weights import pack_weights
+from federation_in_process import image_weighted_mean, same_weights
+from server.admission import faults_of_values
+from server.average import Update, federated_average
+from server.spool import Spool, SpoolError
 
 
-def _weights(seed):
+def _weights(seed, size=12):
     random = np.random.default_rng(seed)
     return {
-        "layer.weight": random.normal(size=(3, 4)).astype(np.float32),
+        "layer.weight": random.normal(size=(3, size // 3)).astype(np.float32),
         "layer.running_var": random.random(3).astype(np.float32),
         "layer.num_batches_tracked": np.array(random.integers(0, 100), dtype=np.int64),
     }
 
 
-def test_the_average_is_the_image_weighted_mean():
-    updates = [(_weights(seed), count) for seed, count in ((1, 10), (2, 30), (3, 60))]
-    average = federated_average(updates)
-    for name in ("layer.weight", "layer.running_var"):
-        expected = 0.1 * updates[0][0][name] + 0.3 * updates[1][0][name] + 0.6 * updates[2][0][name]
-        np.testing.assert_allclose(average[name], expected, rtol=1e-6)
-        assert average[name].dtype == np.float32
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
 
 
-def test_integer_counters_stay_integers():
-    updates = [({"n": np.array(7, dtype=np.int64)}, 1), ({"n": np.array(10, dtype=np.int64)}, 3)]
+def _update(spool, name, weights, num_images):
+    return Update(name, spool.put(name, pack_weights(weights).data, round_number=1), num_images)
+
+
+def test_the_average_from_disk_is_the_image_weighted_mean_bit_for_bit(spool):
+    updates = [(_weights(seed), count) for seed, count in ((1, 10), (2, 30), (3, 61))]
+    spooled = [_update(spool, f"hospital-{index}", *update) for index, update in enumerate(updates)]
+    assert same_weights(federated_average(spooled), image_weighted_mean(updates))
+
+
+def test_integer_counters_stay_integers(spool):
+    updates = [
+        _update(spool, "a", {"n": np.array(7, dtype=np.int64)}, 1),
+        _update(spool, "b", {"n": np.array(10, dtype=np.int64)}, 3),
+    ]
     average = federated_average(updates)["n"]
     assert average.dtype == np.int64
     assert average.shape == ()
@@ -35,21 +50,70 @@ def test_integer_counters_stay_integers():
 
 
 @given(st.integers(1, 5), st.integers(1, 1000))
-def test_the_average_of_equal_models_is_that_model_bit_for_bit(num_hospitals, num_images):
-    weights = _weights(4)
-    average = federated_average([(weights, num_images)] * num_hospitals)
-    for name, array in weights.items():
-        np.testing.assert_array_equal(average[name], array)
-
-
-def test_the_inputs_are_left_as_they_were():
-    updates = [(_weights(5), 2), (_weights(6), 3)]
-    federated_average(updates)
-    for (weights, _), seed in zip(updates, (5, 6), strict=True):
-        for name, array in _weights(seed).items():
-            np.testing.assert_array_equal(weights[name], array)
+def test_the_average_of_equal_models_is_that_model_bit_for_bit(tmp_path_factory, num_hospitals, num_images):
+    update = _update(Spool(tmp_path_factory.mktemp("spool")), "a", _weights(4), num_images)
+    assert same_weights(federated_average([update] * num_hospitals), _weights(4))
 
 
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="no update"):
         federated_average([])
+
+
+def test_admission_and_averaging_take_three_models_of_memory_whatever_the_number_of_hospitals(spool):
+    random = np.random.default_rng(0)
+    names = [f"layer-{index}.weight" for index in range(8)]
+    model_bytes = 8 * 500_000 * 4
+    model = spool.put_model(pack_weights({name: np.zeros(500_000, dtype=np.float32) for name in names}).data)
+    updates = []
+    for index in range(12):
+        weights = {name: random.random(500_000, dtype=np.float32) for name in names}
+        updates.append(_update(spool, f"hospital-{index:02d}", weights, 10 + index))
+        del weights
+    peaks = []
+    for count in (3, 12):
+        tracemalloc.start()
+        assert not faults_of_values(
+            {update.hospital: update.weights for update in updates[:count]}, model=model, max_norm_ratio=10.0
+        )
+        federated_average(updates[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1] / model_bytes)
+        tracemalloc.stop()
+    assert max(peaks) < 3.5
+    assert abs(peaks[1] - peaks[0]) < 0.1
+
+
+def test_the_norm_of_an_update_is_that_of_all_its_floating_tensors_together(spool):
+    model = spool.put_model(pack_weights(_weights(1)).data)
+
+    def moved(name, by):
+        weights = {key: array + by if array.dtype == np.float32 else array + 100 for key, array in _weights(1).items()}
+        return spool.put(name, pack_weights(weights).data, round_number=1)
+
+    updates = {"a": moved("a", np.float32(3)), "b": moved("b", np.float32(100)), "c": moved("c", np.float32(3))}
+    faults = faults_of_values(updates, model=model, max_norm_ratio=10.0)
+    assert faults["b"].startswith(f"its update's norm {100 * np.sqrt(12 + 3):.4g} is 33.3 times")
+
+
+def test_an_update_ten_times_as_long_as_the_others_is_refused_and_the_others_are_not(spool):
+    model = spool.put_model(pack_weights(_weights(1)).data)
+
+    def moved(by):
+        return {name: array + by if array.dtype == np.float32 else array for name, array in _weights(1).items()}
+
+    spooled = {
+        name: spool.put(name, pack_weights(moved(np.float32(by))).data, round_number=1)
+        for name, by in (("a", 0.1), ("b", 0.2), ("c", 2.1), ("d", 0.2), ("e", np.float32(3e38)))
+    }
+    faults = faults_of_values(spooled, model=model, max_norm_ratio=10.0)
+    assert sorted(faults) == ["c", "e"]
+    assert "10.5 times the round's median" in faults["c"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", bytes(8), b"\xff" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00{}x"]
+)
+def test_what_is_no_safetensors_file_is_refused_and_leaves_nothing_in_the_spool(content, spool, tmp_path):
+    with pytest.raises(SpoolError, match="no safetensors file"):
+        spool.put("a", content, round_number=1)
+    assert not [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]

@@ -2,20 +2,23 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from aecnn import contract
 from aecnn.errors import FederationError
 from aecnn.model.checkpoint import load_checkpoint
+from aecnn.model.weights import pack_weights, unpack_weights
 from client.app import app as client_app
-from federation_in_process import same_weights, small_config
-from server.average import federated_average
-from server.loop import Federation, Released, better
-from server.run_folder import RunFolder
+from federation_in_process import image_weighted_mean, same_weights, small_config
+from server.app import run_and_release
+from server.loop import better
+from server.settings import RunSettings
+from server.store import Candidate
 from simulations.grid import InProcessGrid
 from simulations.runner import prepare_run, run_prepared
 
@@ -46,8 +49,7 @@ def tampered_run(monkeypatch):
             reply = client_app(message, context)
             if reply.has_content() and contract.REPORT in reply.content:
                 hospital = reply.content[contract.ORIGIN]["hospital"]
-                weights = {key: array.numpy().copy() for key, array in reply.content[contract.WEIGHTS].items()}
-                updates[hospital] = (weights, reply.content[contract.REPORT]["num-images"])
+                updates[hospital] = (_weights_in(reply), reply.content[contract.REPORT]["num-images"])
                 if hospital == name:
                     change(reply)
             return reply
@@ -92,7 +94,7 @@ def test_one_round_is_the_average_of_what_the_hospitals_answered(phantom_64px, t
     config = small_config(phantom_64px, federation={"num_rounds": 1, "released_round": "last"})
     released, _, updates = tampered_run(config, tmp_path / "run")
     assert len(updates) == 3
-    assert same_weights(released.weights, federated_average(updates[name] for name in sorted(updates)))
+    assert same_weights(released.weights, image_weighted_mean([updates[name] for name in sorted(updates)]))
 
 
 def test_the_best_round_by_validation_is_released_and_the_first_never(phantom_64px, tmp_path):
@@ -111,12 +113,24 @@ def test_a_fraction_of_the_hospitals_trains_and_all_of_them_judge(phantom_64px, 
     assert all(len(event["hospitals"]) == 3 for event in history if event["event"] == "validation")
 
 
-def _with_nan(reply):
-    record = reply.content[contract.WEIGHTS]
-    name = next(iter(record))
-    array = record[name].numpy().copy()
-    array.flat[0] = math.nan
-    record[name] = Array(array)
+def _weights_in(reply):
+    return unpack_weights(reply.content[contract.WEIGHTS][contract.PACKED].numpy())
+
+
+def _with_weights(change):
+    """Gives a change of a reply that changes its weights, a dict of arrays by name."""
+
+    def change_reply(reply):
+        changed = change({name: array.copy() for name, array in _weights_in(reply).items()})
+        reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(pack_weights(changed))})
+
+    return change_reply
+
+
+@_with_weights
+def _with_nan(weights):
+    weights["encoder.0.weight"].flat[0] = math.nan
+    return weights
 
 
 def _claiming(num_images):
@@ -127,15 +141,56 @@ def _claiming(num_images):
     return change
 
 
-def _without_a_tensor(reply):
-    record = reply.content[contract.WEIGHTS]
-    reply.content[contract.WEIGHTS] = ArrayRecord(dict(list(record.items())[1:]))
+@_with_weights
+def _without_a_tensor(weights):
+    return dict(list(weights.items())[1:])
 
 
-def _of_another_shape(reply):
-    record = reply.content[contract.WEIGHTS]
-    name = next(iter(record))
-    record[name] = Array(record[name].numpy().reshape(-1))
+@_with_weights
+def _of_another_shape(weights):
+    return weights | {"encoder.0.weight": weights["encoder.0.weight"].reshape(-1)}
+
+
+@_with_weights
+def _far_away(weights):
+    return weights | {"encoder.0.weight": weights["encoder.0.weight"] + 1e4}
+
+
+def _of_noise(reply):
+    noise = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
+    reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(noise)})
+
+
+def _cut_off(reply):
+    packed = reply.content[contract.WEIGHTS][contract.PACKED].numpy()
+    reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(packed[: packed.size // 2])})
+
+
+def _lying_of_its_size(reply):
+    """The array's own header claims a petabyte."""
+    data = reply.content[contract.WEIGHTS][contract.PACKED].data
+    header = data[: data.index(b"\n") + 1]
+    lie = re.sub(rb"\(\d+,\)", b"(1000000000000000,)", header)
+    lie = lie[:10] + lie[10:].rstrip().ljust(len(header) - 11) + b"\n"
+    assert len(lie) == len(header)
+    array = Array(dtype="uint8", shape=(10**15,), stype="numpy.ndarray", data=lie + data[len(header) :])
+    reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: array})
+
+
+def _as_another_hospital(reply):
+    reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "hospital": "hospital-1"})
+
+
+def _of_another_round(reply):
+    reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "round": 7})
+
+
+def _with_other_code(reply):
+    reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "fingerprint": "0" * 64})
+
+
+def _with_more_than_asked(reply):
+    reply.content["patients"] = ConfigRecord({"names": "Mary"})
 
 
 @pytest.mark.parametrize(
@@ -147,8 +202,16 @@ def _of_another_shape(reply):
         (_claiming(0), "num-images"),
         (_without_a_tensor, "not the model's"),
         (_of_another_shape, "expected float32"),
+        (_far_away, "times the round's median"),
+        (_of_noise, "no safetensors file"),
+        (_cut_off, "no safetensors file"),
+        (_lying_of_its_size, "must be uint8"),
+        (_as_another_hospital, "now calls itself 'hospital-1'"),
+        (_of_another_round, "answers round 7"),
+        (_with_other_code, "runs other code"),
+        (_with_more_than_asked, "not asked for: patients"),
     ],
-    ids=["nan", "billion-images", "negative-images", "zero-images", "missing-tensor", "wrong-shape"],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
 def test_a_broken_update_is_refused_by_name_and_the_rest_average_as_if_it_were_absent(
     change, told, phantom_64px, tmp_path, tampered_run
@@ -158,7 +221,7 @@ def test_a_broken_update_is_refused_by_name_and_the_rest_average_as_if_it_were_a
     refused = next(event for event in history if event["event"] == "round")["refused"]
     assert list(refused) == ["hospital-2"]
     assert told in refused["hospital-2"]
-    assert same_weights(released.weights, federated_average([updates["hospital-1"], updates["hospital-3"]]))
+    assert same_weights(released.weights, image_weighted_mean([updates["hospital-1"], updates["hospital-3"]]))
 
 
 def test_a_deadline_never_loses_a_hospital_that_is_only_waiting_for_its_turn(phantom_64px, tmp_path):
@@ -179,12 +242,10 @@ def test_a_deadline_never_loses_a_hospital_that_is_only_waiting_for_its_turn(pha
         ([None, 0.5, None], 2),
     ],
 )
-def test_best_is_the_highest_validation_auroc_or_the_last_round(judged, released, phantom_64px, tmp_path):
-    config = small_config(phantom_64px)
-    federation = Federation("x", "0" * 16, 0, config.federation, config.plan, RunFolder(tmp_path))
-    candidate = Released(0, {}, 0.99)
+def test_best_is_the_highest_validation_auroc_or_the_last_round(judged, released):
+    candidate = None
     for number, auroc in enumerate(judged, start=1):
-        candidate = better(federation, candidate, Released(number, {}, auroc))
+        candidate = better(candidate, Candidate(number, auroc))
     assert candidate.round_number == released
 
 
@@ -227,3 +288,26 @@ def test_a_grid_answers_one_message_a_pull_in_the_order_they_were_sent(phantom_6
     assert len(list(grid.send_and_receive(messages[:0]))) == 0
     assert [reply.metadata.reply_to_message_id for _ in range(2) for reply in grid.pull_messages(ids)] == ids[1:]
     assert list(grid.pull_messages(ids)) == []
+
+
+def test_the_centres_test_images_score_every_round_where_it_wants_that_and_choose_nothing(phantom_64px, tmp_path):
+    prepared = prepare_run(small_config(phantom_64px), tmp_path / "run")
+    grid = InProcessGrid(
+        client_app,
+        num_nodes=3,
+        run_config={"hospitals": str(prepared.folder.hospitals_folder), "config": str(prepared.folder.config_file)},
+    )
+    settings = RunSettings.of_simulation(prepared.config).model_copy(update={"is_tested_each_round": True})
+    run_and_release(grid, settings, prepared.folder, expected_nodes=3)
+    history = _history(tmp_path / "run")
+    tested = [event for event in history if event["event"] == "test"]
+    assert [event["round"] for event in tested] == [1, 2]
+    released = history[-1]["released_round"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert tested[released - 1]["macro_auroc"] == metrics["macro_auroc"]
+    card = json.loads((tmp_path / "run" / "model_card.json").read_text())
+    assert card["figures"]["test"]["macro_auroc"] == metrics["macro_auroc"]
+    assert (
+        card["hospitals"]["hospital-1"]["num_train_images"] == history[0]["hospitals"]["hospital-1"]["num_train_images"]
+    )
+    assert "Test AUROC" in (tmp_path / "run" / "report.html").read_text()

@@ -39,6 +39,19 @@ def evaluate_split(
         ManifestError: Unreadable images under ``refuse``.
     """
     loaded = load_images(manifest, dataset, size_px=images_config.size_px)
+    return evaluate_images(model, images_config, loaded, device=device, batch_size=batch_size, on_progress=on_progress)
+
+
+def evaluate_images(
+    model: JointAECNN,
+    images_config: ImagesConfig,
+    loaded: LoadedImages,
+    *,
+    device: torch.device,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Does the same over images that are decoded already."""
     outputs = run_model(
         model,
         loaded,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from aecnn.evaluation.auroc import auroc, macro_mean, roc_curve
 from aecnn.evaluation.report.events import Alone
 from aecnn.evaluation.report.figures import ACCENT, HAIRLINE, INK, MUTED, PAPER, draw
-from aecnn.evaluation.report.load import History, Predictions
+from aecnn.evaluation.report.history import History
+from aecnn.evaluation.report.load import Predictions
 from aecnn.findings import FINDINGS
 
 LONGEST_NAME = 22  # letters of a hospital's name beside a drawing

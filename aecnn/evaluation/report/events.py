@@ -14,6 +14,10 @@ def _finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _empty_if_none(value: object) -> object:
+    return {} if value is None else value
+
+
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
@@ -26,7 +30,9 @@ class HospitalCounts:
     num_validation_images: int | None = None
     num_validation_patients: int | None = None
     num_skipped_images: int | None = None
-    positives: dict[str, int] = field(default_factory=dict)  # finding -> images
+    positives: Annotated[dict[str, int], BeforeValidator(_empty_if_none)] = field(
+        default_factory=dict
+    )  # finding -> images; empty where the hospital does not tell
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,57 @@ class Start:
     run: str | None = None
     started_at: str | None = None
     hospitals: dict[str, HospitalCounts] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # who may not join -> reason
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A hospital that came late, with what it brings."""
+
+    hospital: str
+    round: int  # the first it takes part in
+    counts: HospitalCounts = HospitalCounts()
+
+
+@dataclass(frozen=True)
+class Left:
+    """A hospital that withdrew or was revoked."""
+
+    hospital: str
+    round: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A round that was tried again."""
+
+    round: int
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """An interrupted run that went on."""
+
+    round: int  # the last finished
+    at: str | None = None
+
+
+@dataclass(frozen=True)
+class Test:
+    """The global model after a round, on the centre's own test images."""
+
+    round: int
+    macro_auroc: Number = None
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Who was handed the released model."""
+
+    hospitals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +139,8 @@ class Round:
     hospitals: dict[str, HospitalTraining] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # hospital -> reason
     missing: tuple[str, ...] = ()
+    attempt: int = 1
+    bytes: dict[str, int] = field(default_factory=dict)  # hospital -> size of the weights it sent
 
     def mean(self, quantity: str) -> float | None:
         """Mean of ``bce`` or ``mse`` over the images seen in training; None where nothing was reported."""

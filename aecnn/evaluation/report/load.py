@@ -15,32 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from aecnn.errors import FaultyInputError, PredictionsError
 from aecnn.evaluation.predictions import read_predictions, read_targets
-from aecnn.evaluation.report.events import Alone, End, HospitalCounts, ModelScores, Round, Start, Validation
+from aecnn.evaluation.report.events import Alone, ModelScores
+from aecnn.evaluation.report.history import History, first_fault, history_of
 
 LOGGER = logging.getLogger(__name__)
 REPORT_NAME = "report.html"
 Kind = TypeVar("Kind")
-
-
-@dataclass(frozen=True)
-class History:
-    """The events of a run, the last one said of each round counting."""
-
-    start: Start
-    validations: tuple[Validation, ...]  # by round
-    rounds: tuple[Round, ...]  # by round
-    end: End | None
-
-    @property
-    def hospital_names(self) -> tuple[str, ...]:
-        """Every hospital the run speaks of, those of the start event first."""
-        in_validation = [name for event in self.validations for name in event.hospitals]
-        in_training = [name for event in self.rounds for name in event.hospitals]
-        return tuple(dict.fromkeys([*self.start.hospitals, *in_validation, *in_training]))
-
-    def counts(self, hospital: str) -> HospitalCounts:
-        """What a hospital brings; all unknown where the start event does not name it."""
-        return self.start.hospitals.get(hospital, HospitalCounts())
 
 
 @dataclass(frozen=True)
@@ -92,7 +72,7 @@ def load_run(folder: Path) -> Run:
         raise FaultyInputError(folder, [f"holds none of {', '.join(known)}: give a run folder"])
     notes: list[str] = []
     config_text = _read_text(folder / "config.yaml", notes)
-    history = _read_history(folder / "history.jsonl", notes)
+    history = history_of(_read_text(folder / "history.jsonl", notes) or "", notes)
     metrics = _read_json(folder / "metrics.json", ModelScores, notes)
     notes += _skipped(history, metrics)
     run = Run(
@@ -140,65 +120,13 @@ def _read_json(path: Path, kind: type[Kind], notes: list[str]) -> Kind | None:
     except (json.JSONDecodeError, RecursionError):
         notes.append(f"{path.name} is not valid JSON; it is left out.")
     except ValidationError as error:
-        notes.append(f"{path.name} is not what a run writes ({_first_fault(error)}); it is left out.")
+        notes.append(f"{path.name} is not what a run writes ({first_fault(error)}); it is left out.")
     return None
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    return f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg'].lower()}"
-
-
-def _read_history(path: Path, notes: list[str]) -> History:
-    start, end = Start(), None
-    validations: dict[int, Validation] = {}
-    rounds: dict[int, Round] = {}
-    for event in _events(_read_text(path, notes) or "", notes):
-        match event:
-            case Start():
-                start, end = event, None  # a resumed run starts again
-            case End():
-                end = event
-            case Validation():
-                validations[event.round] = event
-            case Round():
-                rounds[event.round] = event
-    return History(
-        start=start,
-        validations=tuple(validations[number] for number in sorted(validations)),
-        rounds=tuple(rounds[number] for number in sorted(rounds)),
-        end=end,
-    )
-
-
-def _events(text: str, notes: list[str]) -> list[Start | Validation | Round | End]:
-    kinds = {"start": Start, "validation": Validation, "round": Round, "end": End}
-    events: list[Start | Validation | Round | End] = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-            kind = kinds.get(document.get("event"))
-            if kind is not None:
-                events.append(TypeAdapter(kind).validate_python(document))
-        except ValidationError as error:
-            notes.append(f"history.jsonl, line {number}, is left out ({_first_fault(error)}).")
-        except (json.JSONDecodeError, AttributeError, TypeError, RecursionError):
-            if number == len(lines):  # no line break after it: written half
-                notes.append(
-                    f"history.jsonl ends in the middle of line {number}: the run was interrupted while writing it. "
-                    "That line is left out."
-                )
-            else:
-                notes.append(f"history.jsonl, line {number}, is not a JSON object; it is left out.")
-    return events
 
 
 def _skipped(history: History, metrics: ModelScores | None) -> list[str]:
     """Where unreadable images were left out, and how many."""
-    counts = {name: hospital.num_skipped_images or 0 for name, hospital in history.start.hospitals.items()}
+    counts = {name: hospital.num_skipped_images or 0 for name, hospital in history.hospitals.items()}
     counts["the test split"] = (metrics.num_skipped_images or 0) if metrics else 0
     return [f"{place} left out {count} unreadable image(s)." for place, count in counts.items() if count]
 

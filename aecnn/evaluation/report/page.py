@@ -30,6 +30,8 @@ FILES = {
     "global.safetensors": "released weights of the global model",
     "history.jsonl": "events of the run, one a line",
     "metrics.json": "scores of the released model",
+    "model_card.json": "the model card, for programs",
+    "model_card.md": "the model card: what the model is, was trained on, and is not for",
     "partition.json": "hospitals of the partition, counted, with its hash",
     "partition.svg": "findings of each hospital, drawn",
     "patients.csv": "each patient's hospital",
@@ -74,6 +76,7 @@ class RoundRow:
     training: Round | None  # None for the initial model
     macro_auroc: float | None
     is_released: bool
+    test_auroc: float | None = None
 
     @property
     def lowest_alive_fraction(self) -> float | None:
@@ -176,9 +179,10 @@ def _finding_rows(run: Run) -> list[FindingRow]:
 def _round_rows(run: Run) -> list[RoundRow]:
     trainings = {event.round: event for event in run.history.rounds}
     scores = {event.round: event.macro_auroc for event in run.history.validations}
+    tests = {event.round: event.macro_auroc for event in run.history.tests}
     released = run.history.end.released_round if run.history.end else None
     return [
-        RoundRow(number, trainings.get(number), scores.get(number), is_released=number == released)
+        RoundRow(number, trainings.get(number), scores.get(number), number == released, tests.get(number))
         for number in sorted(trainings | scores)
     ]
 

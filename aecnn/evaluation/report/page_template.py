@@ -115,7 +115,7 @@ PAGE_TEMPLATE = """\
   <p class="after">Not in the mean: {% for row in undefined %}{{ row.name|spaced }} ({{ row.why_undefined }}){{ ", " if not loop.last }}{% endfor %}. A finding has an AUROC only where the {{ run.metrics.split }} split holds both positive and negative images.</p>
   {% endif %}
   {% else %}
-  <p class="absent">There is no readable metrics.json: the released model has not been scored on a test split.</p>
+  <p class="absent">There is no readable metrics.json: the released model has not been scored on a test split. Where a centre has no test set, the hospitals' validation is all there is.</p>
   {% endif %}
   </div>
 </section>
@@ -134,7 +134,7 @@ PAGE_TEMPLATE = """\
     {% endfor %}
   </div>
   {% else %}
-  <p class="absent">Curves need predictions.csv and targets.csv, which only a simulation writes: in a federation of hospitals no score of a patient leaves home.</p>
+  <p class="absent">Curves need predictions.csv and targets.csv, which are of a test set of the centre's own: no score of a patient leaves a hospital.</p>
   {% endif %}
   </div>
 </section>
@@ -158,20 +158,20 @@ PAGE_TEMPLATE = """\
 </section>
 
 <section id="hospitals">
-  {% call rail("Hospitals", history.start.hospitals) %}
+  {% call rail("Hospitals", history.hospitals) %}
   <p>What each hospital brings. A patient belongs to one hospital, and there to training or to validation.</p>
   {% endcall %}
   <div class="content">
-  {% if history.start.hospitals %}
+  {% if history.hospitals %}
   <div class="hospitals">
   <div><table>
     <thead><tr><th>Hospital</th><th class="number">Training<br>patients</th><th class="number"><br>images</th><th class="number">Validation<br>patients</th><th class="number"><br>images</th></tr></thead>
     <tbody>
-    {% for hospital, counts in history.start.hospitals.items() %}
+    {% for hospital, counts in history.hospitals.items() %}
     <tr><td class="name"><i class="swatch" style="background:{{ colours[hospital] }}"></i>{{ hospital }}</td><td class="number">{{ counts.num_train_patients|count }}</td><td class="number">{{ counts.num_train_images|count }}</td><td class="number">{{ counts.num_validation_patients|count }}</td><td class="number">{{ counts.num_validation_images|count }}</td></tr>
     {% endfor %}
     </tbody>
-    {% set all = history.start.hospitals.values()|list %}
+    {% set all = history.hospitals.values()|list %}
     <tfoot><tr><td>All</td>{% for key in ("num_train_patients", "num_train_images", "num_validation_patients", "num_validation_images") %}<td class="number">{% if all|selectattr(key, "none")|list %}–{% else %}{{ all|sum(key)|count }}{% endif %}</td>{% endfor %}</tr></tfoot>
   </table></div>
   {% if partition %}<figure><figcaption>Training images with each finding, by hospital</figcaption>{{ partition }}</figure>{% endif %}
@@ -189,7 +189,7 @@ PAGE_TEMPLATE = """\
   <div class="content">
   {% if rounds %}
   <table>
-    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">Images</th><th class="number">Training BCE</th><th class="number">Training MSE</th><th class="number">Latent alive</th><th class="number">Validation AUROC</th><th>Refused or missing</th></tr></thead>
+    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">Images</th><th class="number">Training BCE</th><th class="number">Training MSE</th><th class="number">Latent alive</th><th class="number">Validation AUROC</th>{% if history.tests %}<th class="number">Test AUROC</th>{% endif %}<th class="number">Received</th><th>Refused or missing</th></tr></thead>
     <tbody>
     {% for row in rounds %}
     {% set training = row.training %}
@@ -200,14 +200,16 @@ PAGE_TEMPLATE = """\
     {% else %}
     <td class="muted" colspan="6">{{ "initial model" if row.round == 0 else "no training recorded" }}</td>
     {% endif %}
-    <td class="number strong">{{ row.macro_auroc|score }}</td>
-    <td class="remarks">{% if training %}{% for hospital, reason in training.refused.items() %}<div>{{ hospital }} refused: {{ reason }}</div>{% endfor %}{% if training.missing %}<div>missing: {{ training.missing|join(", ") }}</div>{% endif %}{% if not training.refused and not training.missing %}<span class="muted">none</span>{% endif %}{% endif %}</td></tr>
+    <td class="number strong">{{ row.macro_auroc|score }}</td>{% if history.tests %}<td class="number">{{ row.test_auroc|score }}</td>{% endif %}<td class="number">{% if training and training.bytes %}{{ training.bytes.values()|sum|size }}{% else %}–{% endif %}</td>
+    <td class="remarks">{% if training %}{% if training.attempt > 1 %}<div>attempt {{ training.attempt }}</div>{% endif %}{% for hospital, reason in training.refused.items() %}<div>{{ hospital }} refused: {{ reason }}</div>{% endfor %}{% if training.missing %}<div>missing: {{ training.missing|join(", ") }}</div>{% endif %}{% if not training.refused and not training.missing %}<span class="muted">none</span>{% endif %}{% endif %}</td></tr>
     {% endfor %}
     </tbody>
   </table>
   {% else %}
   <p class="absent">There is no finished round in history.jsonl.</p>
   {% endif %}
+  {% for incident in history.incidents %}<p class="after">{{ incident }}</p>{% endfor %}
+  {% if history.delivered is not none %}<p class="after">The released model was delivered to {{ history.delivered|join(", ") or "no hospital" }}.</p>{% endif %}
   </div>
 </section>
 
@@ -227,7 +229,7 @@ PAGE_TEMPLATE = """\
     </div>
   </div>
   {% else %}
-  <p class="absent">There are no readable examples.npz and examples.json. Only a simulation writes them: in a federation of hospitals no image leaves home.</p>
+  <p class="absent">There are no readable examples.npz and examples.json. They are of a test set of the centre's own: no image leaves a hospital.</p>
   {% endfor %}
   </div>
 </section>

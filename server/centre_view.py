@@ -1,0 +1,121 @@
+"""What `flower-server start` shows: the run's live table and what the centre waits for, from the files alone."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from aecnn.console import say
+from server.centre import read_json
+from server.centre_runs import events_of
+from server.progress import plain_lines
+from server.rounds_table import Event, rounds_table
+from server.settings import CentrePaths
+
+WORDS = {
+    "joining": "waiting for the hospitals to join",
+    "round": "training",
+    "closing": "judging the final model",
+    "delivering": "delivering the released model",
+    "testing": "scoring on the centre's test set",
+    "done": "done",
+    "failed": "failed",
+}
+
+
+class CentreView:
+    """A context that shows the newest run: a table redrawn in place at a terminal, plain lines elsewhere."""
+
+    def __init__(self, paths: CentrePaths, console: Console) -> None:
+        self._paths, self._console = paths, console
+        self._run = ""
+        self._stamp: tuple[int, int] = (0, 0)
+        self._events: list[Event] = []
+        self._num_told = 0
+        self._told_phase = ""
+        self._status: Mapping[str, Any] = {}
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        self._paths.status.unlink(missing_ok=True)  # of an earlier start
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.update(is_running=False)
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, *, is_running: bool = True) -> None:
+        """Reads the files again and shows what is new."""
+        self._status = read_json(self._paths.status) or self._status
+        run = str(self._status.get("run", ""))
+        if run != self._run:
+            self._run, self._stamp, self._num_told = run, (0, 0), 0
+            self._events = list(events_of(self._paths.runs / run))
+            self._num_told = len(self._events) if self._live is None else 0  # of a run that goes on: told before
+        self._read_history(self._paths.runs / run)
+        if self._live is None:
+            self._tell_new()
+        else:
+            self._live.update(self._picture(is_running=is_running))
+
+    def _read_history(self, run: Path) -> None:
+        try:
+            stat = (run / "history.jsonl").stat()
+        except OSError:
+            return
+        if (stat.st_size, stat.st_mtime_ns) != self._stamp:
+            self._stamp = (stat.st_size, stat.st_mtime_ns)
+            self._events = list(events_of(run))
+
+    def _tell_new(self) -> None:
+        phase = describe_status(self._status) if self._status.get("phase") != "round" else ""
+        if phase and phase != self._told_phase:
+            say(self._console, f"{self._run}: {phase}" if self._run else phase)
+        self._told_phase = phase
+        self._num_told = min(self._num_told, len(self._events))  # a resumed run takes back what it had not finished
+        for event in self._events[self._num_told :]:
+            for line in plain_lines(event, int(self._status.get("num_rounds", 0))):
+                say(self._console, line)
+        self._num_told = len(self._events)
+
+    def _picture(self, *, is_running: bool) -> RenderableType:
+        table = rounds_table(self._events)
+        if not is_running:
+            return table
+        online = ", ".join(self._status.get("online", ())) or "none"
+        head = Text(f"{self._run or self._paths.folder.name} · online: {online}", style="dim")
+        return Group(head, table, Spinner("dots", text=Text(f" {describe_status(self._status)}")))
+
+
+def describe_status(status: Mapping[str, Any]) -> str:
+    """Gives in words what the centre is doing, from the coordinator's status."""
+    if not status:
+        return "starting"
+    phase = str(status.get("phase", ""))
+    words = [WORDS.get(phase, phase)]
+    if phase == "round":
+        words[0] = f"round {status.get('round')} of {status.get('num_rounds')}"
+        if int(status.get("attempt", 1)) > 1:
+            words.append(f"attempt {status['attempt']}")
+    answered, asked = set(status.get("answered", ())), set(status.get("asked", ()))
+    if asked and phase not in ("done", "failed"):
+        words.append(f"{len(answered & asked)} of {len(asked)} have answered")
+        if asked - answered:
+            words.append(f"waiting for {', '.join(sorted(asked - answered))}")
+        if status.get("deadline_at"):
+            until = datetime.fromisoformat(str(status["deadline_at"])).astimezone()
+            words.append(f"until {until:%H:%M:%S}")
+    if status.get("reason"):
+        words.append(str(status["reason"]))
+    return " · ".join(words)

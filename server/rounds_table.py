@@ -1,0 +1,119 @@
+"""A run's rounds as a table, from the events of its history."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+Event = dict[str, Any]
+MAX_HOSPITALS_SHOWN = 12
+
+
+def rounds_table(events: list[Event]) -> Table:
+    """Gives a table with a line for the global model after each round, and one a hospital for the newest round.
+
+    AUROC is of the global model after that round: on validation images, pooled or at one hospital, known when the next
+    round's answers are in; and on the centre's test images, where it has some.
+    """
+    tested = {event["round"]: event for event in events if event["event"] == "test"}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    columns = ["round", "", "images", "training BCE", "training MSE", "validation AUROC"]
+    for name in [*columns, *(["test AUROC"] if tested else []), "MB", "seconds"]:
+        table.add_column(name, justify="left" if name == "" else "right")
+    judged = {event["round"]: event for event in events if event["event"] == "validation"}
+    answers = {
+        (event["round"], event["hospital"]): event
+        for event in events
+        if event["event"] == "answer" and event["training"] is not None
+    }
+    newest = max((number for number, _ in answers), default=0)
+    of_newest = [answer for (number, _), answer in answers.items() if number == newest]
+    if not any(event["event"] == "round" and event["round"] == newest for event in events):
+        events = [*events, {"event": "newest"}]
+    for event in events:
+        if event["event"] == "newest" or (event["event"] == "round" and event["round"] == newest):
+            _add_hospitals(table, of_newest, judged, is_tested=bool(tested))
+        if event["event"] == "round":
+            _add_round(table, event, judged, tested)
+        _add_incident(table, event)
+    return table
+
+
+def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dict[int, Event]) -> None:
+    number, hospitals = event["round"], event["hospitals"].values()
+    held = sum(hospital["num_images"] for hospital in hospitals)
+    name = "global model" if event.get("attempt", 1) == 1 else f"global model, attempt {event['attempt']}"
+    table.add_row(
+        str(number),
+        name,
+        str(held),
+        figure(_mean(hospitals, "bce")),
+        figure(_mean(hospitals, "mse"), 5),
+        _auroc(judged, number),
+        *([figure(tested.get(number, {}).get("macro_auroc"))] if tested else []),
+        megabytes(sum(event.get("bytes", {}).values())),
+        f"{event['seconds']:.1f}",
+        style="bold",
+    )
+    for name, reason in event["refused"].items():
+        table.add_row(str(number), name, Text(f"refused: {reason}", style="red"))
+    for name in event["missing"]:
+        table.add_row(str(number), name, Text("did not answer in time", style="red"))
+
+
+def _mean(hospitals: Iterable[Event], key: str) -> float | None:
+    """Mean over the images seen, of the hospitals that tell it."""
+    told = [hospital for hospital in hospitals if hospital[key] is not None]
+    images = sum(hospital["images_seen"] for hospital in told)
+    return sum(hospital[key] * hospital["images_seen"] for hospital in told) / images if images else None
+
+
+def _add_incident(table: Table, event: Event) -> None:
+    """Adds what is not a round's result: who came or left, and what had to be done again."""
+    match event["event"]:
+        case "joined":
+            table.add_row("", event["hospital"], Text(f"joined, from round {event['round']}"))
+        case "left":
+            table.add_row(str(event["round"]), event["hospital"], Text(f"left: {event['reason']}", style="yellow"))
+        case "attempt":
+            told = f"tried again: {event['reason'].splitlines()[0]}"
+            table.add_row(str(event["round"]), "", Text(told, style="yellow"))
+        case "resume":
+            table.add_row("", "", Text(f"interrupted; goes on after round {event['round']}", style="yellow"))
+
+
+def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event], *, is_tested: bool) -> None:
+    for answer in answers[:MAX_HOSPITALS_SHOWN]:
+        training, number = answer["training"], answer["round"]
+        table.add_row(
+            str(number),
+            answer["hospital"],
+            str(training["num_images"]),
+            figure(training["bce"]),
+            figure(training["mse"], 5),
+            _auroc(judged, number, hospital=answer["hospital"]),
+            *([""] if is_tested else []),
+            megabytes(answer.get("bytes", 0)),
+            f"{training['seconds']:.1f}",
+            style="dim",
+        )
+    if len(answers) > MAX_HOSPITALS_SHOWN:
+        table.add_row("", f"… and {len(answers) - MAX_HOSPITALS_SHOWN} more", style="dim")
+
+
+def _auroc(judged: dict[int, Event], number: int, *, hospital: str | None = None) -> str:
+    if number not in judged:
+        return "…"
+    figures = judged[number] if hospital is None else judged[number]["hospitals"].get(hospital, {})
+    return figure(figures.get("macro_auroc"))
+
+
+def megabytes(num_bytes: int) -> str:
+    """Gives a size in MB, or a dash where nothing was sent."""
+    return f"{num_bytes / 1e6:.1f}" if num_bytes else "–"
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """Gives a number, or a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"

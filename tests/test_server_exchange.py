@@ -1,0 +1,258 @@
+"""Hospitals that fail, pause, vanish, come late or leave, on a grid that knows their names."""
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, MetricRecord
+
+from aecnn import contract
+from aecnn.errors import FederationError
+from aecnn.model.checkpoint import load_checkpoint
+from scripted_hospitals import NAMES, Hospitals, NamedGrid, enrolled, settings
+from server.app import run_and_release
+from server.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow  # real models go through the grid, a few seconds each
+
+
+@pytest.fixture
+def hospitals():
+    return Hospitals()
+
+
+@pytest.fixture
+def grid(hospitals):
+    return NamedGrid(hospitals.app)
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    for name in ("AGAIN_AFTER_S", "LATER_AFTER_S", "NODES_INTERVAL_S", "POLL_INTERVAL_S", "LINK_AFTER_S"):
+        monkeypatch.setattr(f"server.exchange.{name}", 0.001)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run")
+
+
+@pytest.fixture
+def run(grid, folder):
+    """Runs a federation; gives its history."""
+
+    def run(roster=None, on_status=None, expected_nodes=3, **federation):
+        run_and_release(
+            grid,
+            settings(**federation),
+            folder,
+            expected_nodes=expected_nodes,
+            hospitals=roster or enrolled(),
+            on_status=on_status,
+        )
+        return _history(folder)
+
+    return run
+
+
+def _history(folder):
+    return [json.loads(line) for line in folder.history_file.read_text().splitlines()]
+
+
+def _of(history, kind):
+    return [event for event in history if event["event"] == kind]
+
+
+def test_a_hospital_whose_task_failed_is_asked_again_and_takes_part(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_FAILED, 8, 5, 3, contract.CODE_FAILED]
+    history = run(num_rounds=1)
+    assert _of(history, "round")[0]["admitted"] == list(NAMES)
+    assert hospitals.asked["hospital-2", contract.TRAIN, 1] == 6
+    assert hospitals.asked["hospital-1", contract.TRAIN, 1] == 1
+
+
+def test_a_hospital_whose_own_code_keeps_failing_is_asked_three_times_and_named(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_FAILED] * 9
+    (event,) = _of(run(num_rounds=1), "round")
+    assert event["refused"] == {"hospital-2": f"code 100: {contract.CODE_TEXT[contract.CODE_FAILED]}"}
+    assert hospitals.asked["hospital-2", contract.TRAIN, 1] == 3
+
+
+def test_a_hospital_that_pauses_is_asked_until_it_answers(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_LATER] * 7
+    (event,) = _of(run(num_rounds=1), "round")
+    assert event["admitted"] == list(NAMES)
+
+
+def test_a_hospital_that_withdraws_is_asked_no_more_and_the_run_goes_on(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_WITHDRAWN]
+    history = run(num_rounds=2)
+    (left,) = _of(history, "left")
+    assert (left["hospital"], left["round"]) == ("hospital-2", 1)
+    assert [event["admitted"] for event in _of(history, "round")] == [["hospital-1", "hospital-3"]] * 2
+    asked_later = [key for key in hospitals.asked if key[0] == "hospital-2" and key[2] > 1]
+    assert asked_later == []
+    assert sorted(hospitals.files) == ["hospital-1", "hospital-3"]
+
+
+def test_a_hospital_that_is_revoked_in_the_middle_of_a_round_is_dropped_at_once(grid, run):
+    pulls = []
+    grid.on_pull = lambda: pulls.append(1)
+    history = run(lambda: enrolled(*(NAMES if len(pulls) < 12 else ("hospital-1", "hospital-3")))(), num_rounds=4)
+    (left,) = _of(history, "left")
+    assert left["reason"] == "its enrolment was revoked"
+    assert _of(history, "round")[-1]["admitted"] == ["hospital-1", "hospital-3"]
+    assert _of(history, "end")[0]["status"] == "completed"
+
+
+def test_a_hospital_that_vanished_is_asked_again_when_it_is_back(hospitals, grid, run):
+    """Its task is lost with it: without a second message the round would wait for ever."""
+    pulls = []
+
+    def on_pull():
+        pulls.append(1)
+        grid.offline = {"hospital-3"} if 8 < len(pulls) < 40 else set()
+        if len(pulls) == 20:
+            grid._pending.clear()
+
+    grid.on_pull = on_pull
+    history = run(num_rounds=3)
+    assert all(event["admitted"] == list(NAMES) for event in _of(history, "round"))
+    assert _of(history, "round")[-1]["missing"] == []
+    assert len(pulls) > 40
+
+
+def test_a_hospital_that_comes_late_joins_and_takes_part_from_the_next_round(grid, run):
+    grid.offline = {"hospital-3"}
+    grid.on_pull = lambda: grid.offline.clear() if grid._num_pushed > 2 else None
+    history = run(num_rounds=3, expected_nodes=2)
+    assert list(history[0]["hospitals"]) == ["hospital-1", "hospital-2"]
+    (joined,) = _of(history, "joined")
+    assert (joined["hospital"], joined["round"], joined["counts"]["num_train_images"]) == ("hospital-3", 2, 30)
+    trained = [event["admitted"] for event in _of(history, "round")]
+    assert trained == [["hospital-1", "hospital-2"], list(NAMES), list(NAMES)]
+
+
+def test_a_hospital_that_says_nothing_is_named_and_its_round_does_not_wait_for_ever(grid, run):
+    grid.on_pull = lambda: grid.silent.add("hospital-2") if grid._num_pushed > 3 else None
+    history = run(num_rounds=1, round_timeout_s=0.5, join_timeout_s=0.5)
+    (event,) = _of(history, "round")
+    assert event["missing"] == ["hospital-2"]
+    assert event["admitted"] == ["hospital-1", "hospital-3"]
+    assert _of(history, "delivered")[0]["hospitals"] == ["hospital-1", "hospital-3"]
+
+
+def test_a_round_without_quorum_is_tried_again_with_those_alone_who_have_not_answered(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_NO_DATA]
+    history = run(num_rounds=1, min_hospitals=3)
+    (attempt,) = _of(history, "attempt")
+    assert "hospital-2: code 102" in attempt["reason"]
+    (event,) = _of(history, "round")
+    assert (event["attempt"], event["admitted"], event["refused"]) == (2, list(NAMES), {})
+    assert hospitals.asked["hospital-1", contract.TRAIN, 1] == 1
+
+
+def test_a_run_whose_quorum_keeps_failing_ends_as_failed_with_the_reasons_and_can_be_taken_up(hospitals, run, folder):
+    hospitals.codes["hospital-2", contract.TRAIN] = [contract.CODE_NO_DATA] * 2
+    with pytest.raises(FederationError, match=r"(?s)2 hospital.*3 are needed.*hospital-2: code 102"):
+        run(num_rounds=1, min_hospitals=3, max_failed_rounds=2)
+    assert folder.ended()["status"] == "failed"
+    assert "hospital-2: code 102" in (folder.path / "report.html").read_text()
+    assert folder.is_resumable
+    history = run(num_rounds=1, min_hospitals=3)
+    assert [event["status"] for event in _of(history, "end")] == ["failed", "completed"]
+    assert folder.ended()["status"] == "completed"
+
+
+def test_a_node_may_not_answer_under_the_name_of_another(hospitals, run):
+    def pretend(reply):
+        reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "hospital": "hospital-1"})
+
+    hospitals.changes["hospital-2", contract.JOIN] = pretend
+    history = run(num_rounds=1)
+    assert list(history[0]["hospitals"]) == ["hospital-1", "hospital-3"]
+    assert "now calls itself 'hospital-1'" in history[0]["refused"]["hospital-2"]
+
+
+def test_who_is_not_enrolled_or_holds_more_than_it_declared_is_not_let_in(hospitals, run):
+    def boast(reply):
+        reply.content[contract.COUNTS] = ConfigRecord({**reply.content[contract.COUNTS], "num-train-images": 10**9})
+
+    hospitals.changes["hospital-2", contract.JOIN] = boast
+    with pytest.raises(FederationError, match=r"(?s)1 hospital.*hospital-2: holds 1000000005 images, and 25 were"):
+        run(enrolled("hospital-1", "hospital-2"), num_rounds=1, expected_nodes=2)
+    assert not any(key[0] == "hospital-3" for key in hospitals.asked)
+
+
+def test_the_sender_of_a_refused_update_is_told_with_the_next_request_and_not_after_it_was_admitted(hospitals, run):
+    def claim_too_much(reply):
+        reply.content[contract.REPORT] = MetricRecord({**reply.content[contract.REPORT], "num-images": 31})
+        del hospitals.changes["hospital-3", contract.TRAIN]
+
+    hospitals.changes["hospital-3", contract.TRAIN] = claim_too_much
+    history = run(num_rounds=3)
+    assert "claims 31 training images" in _of(history, "round")[0]["refused"]["hospital-3"]
+    told = [hospitals.requests["hospital-3", contract.TRAIN, number].last_update_refused for number in (1, 2, 3)]
+    assert told == [False, True, False]
+    assert not hospitals.requests["hospital-1", contract.TRAIN, 2].last_update_refused
+
+
+def test_a_superlink_that_restarts_costs_nothing_but_time(grid, run):
+    calls = []
+
+    def hiccup():
+        calls.append(1)
+        if len(calls) in (2, 3, 9, 14):
+            raise httpx.ConnectError("restarting")
+
+    grid.on_pull = hiccup
+    history = run(num_rounds=2)
+    assert all(event["admitted"] == list(NAMES) for event in _of(history, "round"))
+
+
+def test_a_superlink_that_refuses_ends_the_process_and_not_the_run(grid, run, folder):
+    def refuse():
+        if grid._num_pushed > 6:
+            raise httpx.HTTPStatusError("401", request=httpx.Request("POST", "https://x"), response=httpx.Response(401))
+
+    grid.on_pull = refuse
+    with pytest.raises(httpx.HTTPStatusError):
+        run(num_rounds=2)
+    assert folder.ended() is None
+    assert folder.is_resumable
+
+
+def test_at_the_end_every_hospital_holds_the_model_the_report_and_the_card(hospitals, run, folder):
+    statuses = []
+    history = run(on_status=statuses.append)
+    folder = folder.path
+    assert _of(history, "delivered")[0]["hospitals"] == list(NAMES)
+    for files in hospitals.files.values():
+        assert sorted(files) == sorted(contract.DELIVERED_FILES)
+        assert files["global.safetensors"] == (folder / "global.safetensors").read_bytes()
+        assert b"Completed" in files["report.html"]
+        assert b"Not for clinical use" in files["model_card.md"]
+        assert b"no test set" in files["model_card.md"]
+    assert not list(folder.glob(".run.sqlite*"))
+    assert not (folder / "spool").exists()
+    assert not (folder / "metrics.json").exists()
+    assert load_checkpoint(folder / "global.safetensors").metadata.round == 2
+    phases = list(dict.fromkeys(status["phase"] for status in statuses))
+    assert phases == ["joining", "round", "closing", "testing", "delivering", "done"]
+    assert statuses[-1]["online"] == list(NAMES)
+
+
+def test_hospitals_may_keep_their_validation_to_themselves(hospitals, run):
+    def keep(reply):
+        del reply.content[contract.VALIDATION]
+
+    for name in ("hospital-1", "hospital-2"):
+        for kind in (contract.TRAIN, contract.EVALUATE):
+            hospitals.changes[name, kind] = keep
+    history = run(num_rounds=1, released_round="best")
+    (first, last) = _of(history, "validation")
+    assert (first["bce"], first["num_images"], list(first["hospitals"])) == (0.4, 5, ["hospital-3"])
+    assert last["macro_auroc"] is None
+    assert _of(history, "round")[0]["admitted"] == list(NAMES)
+    assert np.isclose(first["mse"], 0.02)
