@@ -28,8 +28,18 @@ def small_config(data_root: Path, **sections) -> SimulationConfig:
     return SimulationConfig.model_validate({"data": {"root": str(data_root)}, **document})
 
 
+def image_weighted_mean(updates):
+    """The slow and obvious FedAvg of (weights, number of images): one tensor at a time, in the order given."""
+    total = sum(count for _, count in updates)
+    mean = {}
+    for name, first in updates[0][0].items():
+        exact = sum(weights[name].astype(np.float64) * count for weights, count in updates) / total
+        mean[name] = (np.rint(exact) if first.dtype.kind == "i" else exact).astype(first.dtype)
+    return mean
+
+
 def same_weights(one, two) -> bool:
     """Whether two sets of named arrays are equal bit for bit."""
-    return list(one) == list(two) and all(
+    return set(one) == set(two) and all(
         one[name].dtype == two[name].dtype and np.array_equal(one[name], two[name]) for name in one
     )

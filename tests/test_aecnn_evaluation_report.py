@@ -488,3 +488,63 @@ def test_the_page_prints_on_a4(complete: Path, tmp_path: Path) -> None:
     boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", document.read_bytes())
     assert 3 <= len(boxes) <= 7
     assert all((round(float(width)), round(float(height))) == (595, 842) for width, height in boxes)  # A4 in points
+
+
+def test_a_federation_without_a_test_set_says_so_and_tells_what_did_not_go_by_itself(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    counts = {
+        "num_train_images": 70,
+        "num_train_patients": 30,
+        "num_validation_images": 8,
+        "num_validation_patients": 3,
+    }
+    trained = {"num_images": 70, "num_steps": 2, "images_seen": 16, "bce": None, "mse": None, "seconds": 1.0}
+    hospitals = {"a": trained, "b": trained}
+    write_history(
+        folder / "history.jsonl",
+        [
+            {
+                "event": "start",
+                "run": "lungs",
+                "started_at": "2026-01-05T10:00:00+00:00",
+                "hospitals": {"a": counts | {"positives": None}, "b": counts | {"positives": None}},
+                "refused": {"x": "runs other code"},
+            },
+            {"event": "attempt", "round": 1, "attempt": 1, "reason": "1 hospital(s) gave one\n  - b: code 102"},
+            {"event": "end", "status": "failed", "reason": "the quorum failed"},
+            {"event": "resume", "round": 0, "hospitals": ["a", "b"]},
+            {"event": "joined", "hospital": "late", "round": 2, "counts": counts},
+            {
+                "event": "round",
+                "round": 1,
+                "attempt": 2,
+                "seconds": 3.0,
+                "hospitals": hospitals,
+                "admitted": ["a", "b"],
+                "bytes": {"a": 28_000_000, "b": 28_000_000},
+                "refused": {"late": "its update's norm 9 is 20.0 times the round's median, and 10 are allowed"},
+                "missing": [],
+            },
+            {"event": "test", "round": 1, "macro_auroc": 0.6123},
+            {"event": "left", "hospital": "b", "round": 2, "reason": "the hospital has withdrawn from the run"},
+            {"event": "end", "status": "completed", "released_round": 1, "seconds": 9.0},
+            {"event": "delivered", "hospitals": ["a"]},
+        ],
+    )
+    page = html.unescape(write_report(folder).read_text())
+    for told in (
+        "Completed",
+        "Where a centre has no test set",
+        "x was not let in: runs other code.",
+        "Round 1, attempt 1: 1 hospital(s) gave one; b: code 102.",
+        "late came late and took part from round 2.",
+        "The run was interrupted and went on after round 0.",
+        "late refused: its update's norm 9 is 20.0 times",
+        "b left in round 2: the hospital has withdrawn from the run.",
+        "The released model was delivered to a.",
+        "56.0 MB",
+        "0.612",
+    ):
+        assert told in page
+    assert "left out" not in page  # every line was understood

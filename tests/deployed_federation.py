@@ -1,0 +1,242 @@
+"""A real federation on this machine for tests: the commands a centre and its hospitals type, on free ports."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from aecnn.config import SimulationConfig
+from simulations.runner import prepare_run
+
+BIN = Path(sys.executable).parent
+HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    """Types a command; its output is in the error when it fails and was not meant to."""
+    done = subprocess.run(
+        [BIN / name, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{name} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def edit(path: Path, **sections: object) -> None:
+    """Changes values of a YAML file; a section's keys are merged."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in sections.items():
+        merged = {**(document.get(key) or {}), **value} if isinstance(value, dict) else value
+        document[key] = merged
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+class RecordingProxy:
+    """Passes TCP on and keeps what the two sides said."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.streams: list[bytearray] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                inside, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                outside = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:
+                inside.close()
+                continue
+            for source, sink in ((inside, outside), (outside, inside)):
+                stream = bytearray()
+                self.streams.append(stream)
+                threading.Thread(target=self._pass_on, args=(source, sink, stream), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket, stream: bytearray) -> None:
+        try:
+            while data := source.recv(65536):
+                stream += data
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            end.close()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        self._listener.close()
+
+
+@dataclass
+class Deployed:
+    """A centre's folder, its hospitals' folders, and the processes that were started of them."""
+
+    centre: Path
+    hospitals: dict[str, Path]
+    fleet_port: int
+    local_port: int
+    proxy: RecordingProxy | None
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    def start(self, *names: str) -> None:
+        """Starts the centre (`centre`) or hospitals by name; their output goes to a file in their folder."""
+        for name in names:
+            folder = self.centre if name == "centre" else self.hospitals[name]
+            program = "flower-server" if name == "centre" else "aecnn-client"
+            with (folder / "output.log").open("ab") as output:
+                self.processes[name] = subprocess.Popen(
+                    [BIN / program, "start", "--folder", folder],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+    def wait_for_end(self, timeout_s: float) -> int:
+        """Waits until the centre ends; gives its exit code."""
+        try:
+            return self.processes["centre"].wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the centre did not end in {timeout_s} s:\n{self.logs()}") from None
+
+    def stop(self) -> None:
+        """Ends everything that was started, hospitals first; kills what does not heed."""
+        for name in sorted(self.processes, key=lambda name: name == "centre"):
+            process = self.processes[name]
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self.proxy is not None:
+            self.proxy.close()
+
+    def run_folder(self) -> Path:
+        """The newest run's folder."""
+        return sorted((self.centre / "runs").iterdir())[-1]
+
+    def history(self) -> list[dict]:
+        """The newest run's events."""
+        path = self.run_folder() / "history.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def wait_for(self, is_so, what: str, timeout_s: float = 180) -> None:
+        """Waits until a question about files or processes is answered with yes."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                if is_so():
+                    return
+            except (FileNotFoundError, IndexError, json.JSONDecodeError):
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"waited {timeout_s} s for {what}:\n{self.logs()}")
+
+    def logs(self) -> str:
+        """The ends of all log files, for an error's text."""
+        folders = [self.centre, *self.hospitals.values()]
+        files = [
+            file
+            for folder in folders
+            for file in (folder / "output.log", *sorted((folder / "state" / "logs").glob("*.log")))
+        ]
+        texts = [
+            f"== {file.parent.parent.parent.name}/{file.name}\n{file.read_text(errors='replace')[-1500:]}"
+            for file in files
+            if file.exists()
+        ]
+        return "\n".join(texts)
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """The running processes below a process, with their command lines."""
+    found: dict[int, str] = {}
+    parents = {pid}
+    table = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                table[int(entry.name)] = (parent, (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (OSError, ValueError, IndexError):
+                continue
+    while True:
+        added = {child: line for child, (parent, line) in table.items() if parent in parents and child not in found}
+        if not added:
+            return found
+        found |= added
+        parents |= set(added)
+
+
+def kill(deployed: Deployed, owner: str, *, holding: str) -> int:
+    """Kills (−9) the process below a command whose command line holds a word; gives its id."""
+    for pid, line in children_of(deployed.processes[owner].pid).items():
+        if holding in line:
+            os.kill(pid, signal.SIGKILL)
+            return pid
+    raise AssertionError(f"{owner} has no process {holding!r}: {children_of(deployed.processes[owner].pid)}")
+
+
+def deploy(folder: Path, config: SimulationConfig, *, with_proxy: bool = False, **server: object) -> Deployed:
+    """Sets up a centre and three hospitals that hold what the simulated ones of `config` hold, and enrols them.
+
+    The simulated run that was prepared lies in `simulated/`, so that its result can be compared.
+    """
+    prepared = prepare_run(config, folder / "simulated")
+    fleet_port, local_port = free_port(), free_port()
+    proxy = RecordingProxy(fleet_port) if with_proxy else None
+    centre = folder / "centre"
+    address = f"127.0.0.1:{proxy.port if proxy else fleet_port}"
+    command(
+        "flower-server", "init", centre, "--name", config.name, "--address", address,
+        "--listen", f"127.0.0.1:{fleet_port}", "--local-port", local_port,
+    )  # fmt: skip
+    sections = {key: config.model_dump(mode="json")[key] for key in ("federation", "images", "model", "training")}
+    edit(centre / "server.yaml", seed=config.seed, **{**sections, **server})
+    hospitals = {}
+    for site in sorted(prepared.folder.hospitals_folder.glob("*/site.yaml")):
+        simulated = yaml.safe_load(site.read_text())
+        name, place = simulated["name"], folder / simulated["name"]
+        federation, data = centre / "federation.yaml", config.data.root
+        command("aecnn-client", "init", place, "--federation", federation, "--name", name, "--data", data)
+        (place / "patients.txt").write_text((site.parent / "patients.txt").read_text())
+        edit(
+            place / "site.yaml",
+            validation_key=simulated["validation_key"],
+            data=simulated["data"],
+            policy={"min_patients": 1},
+            local_port=free_port(),
+            device="cpu",
+        )
+        command("aecnn-client", "request", "--folder", place)
+        command("flower-server", "enroll", name, place / "enrolment-request.json", "--yes", "--folder", centre)
+        hospitals[name] = place
+    return Deployed(centre, hospitals, fleet_port, local_port, proxy)
