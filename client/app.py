@@ -30,7 +30,7 @@ from client.guard import guard_egress
 from client.policy import refuse_against_policy
 from client.progress import Progress
 from client.site import Hospital, TrainingData, hospital_of, read_training_data
-from client.wire import packed_record, request_of, to_array_record, weights_in
+from client.wire import bytes_in, packed_record, request_of, to_array_record, weights_in
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,9 @@ def deliver(message: Message, context: Context) -> Message:
     request, deployment = request_of(message), deployment_of(context.node_config)
     policy = hospital_of(context.node_config, context.run_config).config.policy
     if deployment is not None and policy is not None and policy.accept.released_files:
-        files = message.content.config_records[contract.FILES]
+        files = bytes_in(message.content.array_records[contract.FILES])
         folder = deployment.paths.models / f"{request.run}-{request.run_id}"
-        keep_released(folder, dict(files), model=request.plan.model)
+        keep_released(folder, files, model=request.plan.model)
     return Message(RecordDict(), reply_to=message)
 
 

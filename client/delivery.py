@@ -13,7 +13,7 @@ from client.files import sync_folder, write_durably
 LARGEST_BYTES = {RELEASED_MODEL: 2 << 30, RELEASED_REPORT: 64 << 20, RELEASED_CARD: 1 << 20}
 
 
-def keep_released(folder: Path, files: Mapping[str, object], *, model: ModelConfig) -> None:
+def keep_released(folder: Path, files: Mapping[str, bytes], *, model: ModelConfig) -> None:
     """Keeps a run's released files, all of them or none; those of an earlier delivery are replaced.
 
     Args:
@@ -22,7 +22,7 @@ def keep_released(folder: Path, files: Mapping[str, object], *, model: ModelConf
         model: What the run trained: the released weights must be this model's.
 
     Raises:
-        FederationError: A file that is not one of the three, is missing, too large or no bytes.
+        FederationError: A file that is not one of the three, is missing or too large.
         CheckpointError: The weights are no checkpoint of the model.
     """
     contents = _checked(files)
@@ -47,8 +47,8 @@ def keep_released(folder: Path, files: Mapping[str, object], *, model: ModelConf
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _checked(files: Mapping[str, object]) -> dict[str, bytes]:
-    contents = {name: content for name, content in files.items() if isinstance(content, bytes)}
+def _checked(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    contents = dict(files)
     faults = [f"{name!r} is none of {', '.join(DELIVERED_FILES)}" for name in files if name not in DELIVERED_FILES]
     faults += [f"{name} is missing" for name in DELIVERED_FILES if name not in contents]
     faults += [

@@ -73,6 +73,15 @@ def weights_in(record: ArrayRecord) -> Weights:
     return unpack_weights(packed, subject="the arriving weights")
 
 
+def bytes_in(record: ArrayRecord) -> dict[str, bytes]:
+    """Gives the contents of files that came as rows of uint8, by name.
+
+    Raises:
+        CheckpointError: One is another kind of array.
+    """
+    return {name: bytes(packed_bytes(array)) for name, array in record.items()}
+
+
 @cache
 def npy_prefix(size: int) -> bytes:
     """Gives what stands before the bytes of a uint8 [size] array in its npy file."""

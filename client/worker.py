@@ -100,4 +100,5 @@ def _end(_number: int, _frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
     sys.exit(main(Path(sys.argv[1])))

@@ -52,7 +52,7 @@ def test_a_deployed_run_gives_the_simulations_weights_and_every_hospital_gets_th
     assert same_weights(released.weights, _simulated_weights(config, tmp_path / "simulated"))
     history = deployed.history()
     assert [event["round"] for event in history if event["event"] == "round"] == [1, 2, 3]
-    assert history[-1]["status"] == "completed"
+    assert next(event for event in history if event["event"] == "end")["status"] == "completed"
     assert (run / "report.html").stat().st_size > 10_000
     for name, folder in deployed.hospitals.items():
         (delivered,) = folder.glob("models/*/global.safetensors")
