@@ -38,6 +38,9 @@ def init(
         Path | None, typer.Option(help="Folder of radiographs, with its table.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1.")] = "auto",
+    local_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="On loopback, between the client's own processes; one a hospital.")
+    ] = 8100,
     json_: JsonOption = False,
 ) -> None:
     """Make this hospital's folder: site.yaml with every key explained, a key pair, and the request to be enrolled.
@@ -57,7 +60,9 @@ def init(
     from client.setup import make_folder
 
     name, root = given["name"], Path(given["data"])
-    made = make_folder(folder, federation=Path(given["federation"]), name=name, data=root, device=device)
+    made = make_folder(
+        folder, federation=Path(given["federation"]), name=name, data=root, device=device, local_port=local_port
+    )
     if json_:
         request = made.request and made.request.model_dump()
         print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault})

@@ -30,7 +30,9 @@ class Made:
     warnings: tuple[str, ...]
 
 
-def make_folder(folder: Path, *, federation: Path, name: str, data: Path, device: str) -> Made:
+def make_folder(
+    folder: Path, *, federation: Path, name: str, data: Path, device: str = "auto", local_port: int = 8100
+) -> Made:
     """Makes a hospital's folder, whole or not at all: site file, key pair, secrets, enrolment request.
 
     A table that only a mapping in the site file can read is no reason to make nothing: the request is then missing.
@@ -41,6 +43,7 @@ def make_folder(folder: Path, *, federation: Path, name: str, data: Path, device
         name: The hospital's.
         data: Its radiographs.
         device: What to train on.
+        local_port: Of the client's own service on loopback.
 
     Raises:
         ConfigError: The folder is in use, or one of the values is faulty.
@@ -52,9 +55,12 @@ def make_folder(folder: Path, *, federation: Path, name: str, data: Path, device
     if not data.exists():
         raise ConfigError("--data", [f"{data} is not there: give the folder that holds the table and the images"])
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    site = site_file_text(
+        name=name, validation_key=secrets.token_hex(16), device=device, local_port=local_port, data=data
+    )
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))  # 0700
     try:
-        made = _fill(SitePaths(unfinished), federation, file, name=name, data=data, device=device)
+        made = _fill(SitePaths(unfinished), federation, file, site)
         unfinished.rename(folder.absolute())
     except BaseException:
         shutil.rmtree(unfinished)
@@ -137,11 +143,9 @@ def public_key_of(path: Path) -> str:
     return key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
 
 
-def _fill(paths: SitePaths, federation: Path, file: FederationFile, *, name: str, data: Path, device: str) -> Made:
+def _fill(paths: SitePaths, federation: Path, file: FederationFile, site: str) -> Made:
     paths.state.mkdir(mode=0o700)
-    paths.site.write_text(
-        site_file_text(name=name, validation_key=secrets.token_hex(16), device=device, data=data), encoding="utf-8"
-    )
+    paths.site.write_text(site, encoding="utf-8")
     load_config(paths.site, SiteConfig)
     shutil.copyfile(federation, paths.federation)
     paths.ca_certificate.write_text(file.ca_certificate, encoding="utf-8")

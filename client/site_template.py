@@ -15,7 +15,7 @@ validation_key: @validation_key@
   # Decides which patients validate and never train. Made at random: keep it for the life of the data.
 device: @device@
   # auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU.
-# local_port: 8100
+local_port: @local_port@
   # Of a service on this machine's loopback, between the client's own two processes. Nothing outside reaches it.
 
 data:
@@ -95,9 +95,10 @@ policy:
 """
 
 
-def site_file_text(*, name: str, validation_key: str, device: str, data: Path) -> str:
+def site_file_text(*, name: str, validation_key: str, device: str, local_port: int, data: Path) -> str:
     """Gives the text of a site file; the values are quoted, so that a hospital named `null` stays a name."""
     text = _TEMPLATE
-    for key, value in (("name", name), ("validation_key", validation_key), ("device", device), ("data", str(data))):
+    values = {"name": name, "validation_key": validation_key, "device": device, "local_port": local_port}
+    for key, value in (*values.items(), ("data", str(data))):
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False), 1)
     return text

@@ -51,7 +51,7 @@ def test_records_outside_the_contract_are_refused(kind, record, told):
 
 
 def test_a_request_whose_plan_is_none_is_refused():
-    request = {"run": "r", "round": 1, "seed": 0, "validation-fraction": 0.1}
+    request = {"run": "r", "run-id": "0" * 16, "round": 1, "seed": 0, "validation-fraction": 0.1}
     with pytest.raises(FederationError, match="not JSON"):
         _ = Request.from_wire(request | {"plan-json": "{"}).plan
     with pytest.raises(ConfigError, match=r"model: is missing"):

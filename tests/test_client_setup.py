@@ -37,7 +37,9 @@ def _made(tmp_path, data, **changes):
 
 
 def _site_text(tmp_path):
-    return site_file_text(name="null", validation_key="a-long-secret", device="auto", data=tmp_path / "with: colon")
+    return site_file_text(
+        name="null", validation_key="a-long-secret", device="auto", local_port=8100, data=tmp_path / "with: colon"
+    )
 
 
 def test_the_site_file_names_every_key_each_with_its_default(tmp_path):
