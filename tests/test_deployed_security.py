@@ -125,6 +125,7 @@ def test_from_outside_nothing_but_the_fleet_service_answers(waiting):
             assert attempt.connect_ex((outside, port)) != 0, f"port {port} answers at {outside}"
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # of Flower's own
 def test_a_bundle_with_code_runs_at_no_hospital(waiting, tmp_path, monkeypatch):
     """Even who owns the centre cannot make a hospital run code that it did not install."""
     marker = tmp_path / "hostile-code-ran"
@@ -162,7 +163,7 @@ def test_a_bundle_with_code_runs_at_no_hospital(waiting, tmp_path, monkeypatch):
 
 def test_a_revoked_hospital_is_cut_off_at_once_and_no_one_else(waiting):
     begin = time.monotonic()
-    command("flower-server", "revoke", "hospital-2", "--yes", "--folder", waiting.centre)
+    command("flower-server", "revoke", "hospital-2", "--folder", waiting.centre)
     waiting.wait_for(lambda: _online(waiting) == ["hospital-1"], "hospital-2 to be cut off", 30)
     assert time.monotonic() - begin < 30
     said = _supernode_output(waiting, waiting.hospitals["hospital-2"])
