@@ -162,10 +162,8 @@ def test_a_bundle_with_code_runs_at_no_hospital(waiting, tmp_path, monkeypatch):
 
 
 def test_a_revoked_hospital_is_cut_off_at_once_and_no_one_else(waiting):
-    begin = time.monotonic()
     command("flower-server", "revoke", "hospital-2", "--folder", waiting.centre)
-    waiting.wait_for(lambda: _online(waiting) == ["hospital-1"], "hospital-2 to be cut off", 30)
-    assert time.monotonic() - begin < 30
+    assert _online(waiting) == ["hospital-1"]
     said = _supernode_output(waiting, waiting.hospitals["hospital-2"])
     assert "SuperNode ID" not in said
 
