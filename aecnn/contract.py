@@ -72,6 +72,16 @@ CODE_TEXT = {
     CODE_WITHDRAWN: "the hospital has withdrawn from the run",
 }
 
+# Codes that the centre tells a hospital whose last update it did not average; 0: it did, or there was none.
+REFUSED_FORM, REFUSED_VALUES, REFUSED_COUNTS, REFUSED_NORM, REFUSED_ORIGIN = 201, 202, 203, 204, 205
+REFUSAL_TEXT = {
+    REFUSED_FORM: "its tensors or records were not those of the plan",
+    REFUSED_VALUES: "it held values that no training gives, such as NaN",
+    REFUSED_COUNTS: "it claimed more images than were declared",
+    REFUSED_NORM: "it moved the weights much further than the other hospitals' updates",
+    REFUSED_ORIGIN: "it answered another round, or came from other code",
+}
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
@@ -99,13 +109,13 @@ class WireModel(StrictModel):
 class Request(WireModel):
     """What the centre asks of a hospital in one round (round 0: before the first)."""
 
-    run: str  # its name
+    run: str = Field(pattern=HOSPITAL_NAME)  # its name: letters, digits, ".", "_" and "-"
     run_id: str = Field(pattern=r"^[0-9a-f]{16}$")  # of this one run: with the round, it names a request
     round: int = Field(ge=0)
     seed: int = Field(ge=0)
     plan_json: str
     validation_fraction: float = Field(gt=0.0, lt=1.0)
-    last_update_refused: bool = False  # this hospital's, before averaging; the centre's history says why
+    last_refusal: int = Field(default=0, ge=0)  # why this hospital's last update was not averaged (`REFUSAL_TEXT`)
 
     @property
     def plan(self) -> Plan:
