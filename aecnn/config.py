@@ -245,7 +245,7 @@ StrategyName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", 
 
 
 class StrategyConfig(StrictModel):
-    """How the hospitals' weights become one model; all but fedavg hold every update of a round in memory."""
+    """How the hospitals' weights become one model; fedmedian, fedtrimmedavg and krum hold all updates in memory."""
 
     name: StrategyName = "fedavg"
     server_learning_rate: float | None = Field(default=None, gt=0.0)  # fedavgm, fedadam, fedyogi, fedadagrad
@@ -276,7 +276,7 @@ class FederationConfig(StrictModel):
     join_timeout_s: float = Field(default=600.0, gt=0.0)
     round_timeout_s: float = Field(default=3600.0, gt=0.0)
     max_failed_rounds: int = Field(default=3, ge=1)  # tries of one round without quorum, after which the run fails
-    max_update_norm_ratio: float = Field(default=10.0, gt=1.0)  # of an update, to the median norm of the round
+    max_update_norm_ratio: float = Field(default=10.0, gt=1.0)  # of an update, to the median norm of the round or run
     validation_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     released_round: Literal["last", "best"] = "best"  # best: by pooled validation AUROC, never by test
     strategy: StrategyConfig = StrategyConfig()

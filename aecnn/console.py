@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from aecnn.errors import AecnnError
 
@@ -40,6 +41,16 @@ def progress_bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
 def say(console: Console, text: str) -> None:
     """Prints a sentence as it is: no colours guessed into it, and no line broken where the output is a pipe."""
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def say_plain(console: Console, text: str) -> None:
+    """Prints a sentence in which something comes from outside: no word of it is a style, and none steers a terminal."""
+    console.print(plain(text), highlight=False, soft_wrap=True)
+
+
+def plain(text: str) -> Text:
+    """Gives a text for a table or a line whose brackets are brackets; control characters are spelt out."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def print_json(document: dict[str, Any]) -> None:

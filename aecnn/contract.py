@@ -11,7 +11,7 @@ to         ``weights``                    the global model's named arrays, packe
 to         ``files``                      at the end: the released model, report and model card, as bytes
 from       ``origin``                     `Origin`: hospital, round and code fingerprint
 from       ``audit``                      `AuditHead`: length and head of the hospital's audit log
-from       ``counts``                     `HospitalCounts`, once, when a hospital joins
+from       ``counts``                     `HospitalCounts`, with each joining
 from       ``report``                     `RoundReport`: sums over the images trained on
 from       ``validation``                 `ValidationReport`: sums over the validation images
 from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]
@@ -27,6 +27,7 @@ their bytes.
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -34,7 +35,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from aecnn.config import HOSPITAL_NAME, Plan, StrictModel, validate_config
-from aecnn.errors import FederationError
+from aecnn.errors import ConfigError, FederationError
 from aecnn.findings import NUM_FINDINGS
 
 WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
@@ -83,6 +84,24 @@ REFUSAL_TEXT = {
 }
 
 
+MAX_CHARACTERS = 200  # of a sentence that may hold what a stranger chose
+MAX_TOLD, MAX_NAME = 5, 60  # of a stranger's names, and characters of each
+
+
+def told(text: str) -> str:
+    """Gives a text that may hold what a stranger chose, short and without control characters."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_CHARACTERS + 1])
+    return shown if len(shown) <= MAX_CHARACTERS else f"{shown[: MAX_CHARACTERS - 1]}…"
+
+
+def told_names(names: Iterable[object]) -> str:
+    """Gives the first few of a stranger's names, quoted."""
+    found = [str(name) for name in names]
+    shown = [repr(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…") for name in found[:MAX_TOLD]]
+    more = f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else ""
+    return ", ".join(shown) + more
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
@@ -103,7 +122,12 @@ class WireModel(StrictModel):
         Raises:
             ConfigError: A key is missing, unknown or out of bounds; all faults at once.
         """
-        return validate_config(record, cls, subject=f"the record {cls.__name__}")
+        subject = f"the record {cls.__name__}"
+        known = {_kebab(name) for name in cls.model_fields}
+        unknown = [key for key in record if key not in known] if isinstance(record, Mapping) else []
+        if unknown:  # before anything that costs more with every key, such as looking for the one that was meant
+            raise ConfigError(subject, [f"{told_names(unknown)}: no such key"])
+        return validate_config(record, cls, subject=subject)
 
 
 class Request(WireModel):

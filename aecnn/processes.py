@@ -149,7 +149,8 @@ def _plan_restart(child: _Child, code: int) -> None:
 
 
 def _tied_to_this_process(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "aecnn.processes", str(os.getpid()), *arguments]
+    # -P: the folder of the logs, where a child starts, holds none of the code it runs.
+    return [sys.executable, "-P", "-m", "aecnn.processes", str(os.getpid()), *arguments]
 
 
 def _run_tied(parent: int, arguments: Sequence[str]) -> None:

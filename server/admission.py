@@ -1,17 +1,51 @@
 """Which answers may enter the average. A refusal is a sentence that names what was found."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aecnn.contract import HospitalCounts, code_fingerprint
+from aecnn.contract import (
+    REFUSED_COUNTS,
+    REFUSED_FORM,
+    REFUSED_NORM,
+    REFUSED_ORIGIN,
+    REFUSED_VALUES,
+    HospitalCounts,
+    code_fingerprint,
+    told,
+    told_names,
+)
 from server.members import Enrolled
 from server.spool import SpooledWeights
 from server.wire import Answer
 
-_SHOWN = 3
+MIN_NORMS = 3  # that have a median which is not one of two, or between them
+MAX_COUNTER = 2**40  # no training counts so many batches; far from where a sum of such counters overflows
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an answer does not enter the average."""
+
+    code: int  # that the hospital is told, of the contract's `REFUSAL_TEXT`; 0: it gave no update
+    reason: str
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What looking through a round's updates gave, by hospital."""
+
+    faults: dict[str, Fault]
+    norms: dict[str, float]  # of those without a fault
+
+    @property
+    def median_norm(self) -> float | None:
+        """Over the updates that move at all; None where none does."""
+        moving = [norm for norm in self.norms.values() if norm > 0.0]
+        return median(moving) if moving else None
 
 
 def fault_of_joining(answer: Answer, *, accepted: Collection[str], enrolled: Enrolled | None) -> str | None:
@@ -26,8 +60,10 @@ def fault_of_joining(answer: Answer, *, accepted: Collection[str], enrolled: Enr
     if counts is None:
         return "does not say how much it holds"
     fault = _fault_of_code(answer, accepted)
-    if fault is not None or enrolled is None:
-        return fault
+    if fault is not None:
+        return fault.reason
+    if enrolled is None:
+        return None
     images = counts.num_train_images + counts.num_validation_images
     patients = counts.num_train_patients + counts.num_validation_patients
     for found, declared, what in (
@@ -41,7 +77,7 @@ def fault_of_joining(answer: Answer, *, accepted: Collection[str], enrolled: Enr
 
 def fault_of_judgement(
     answer: Answer, *, round_number: int, accepted: Collection[str], counts: HospitalCounts
-) -> str | None:
+) -> Fault | None:
     """Gives why an answer's origin or its validation figures are refused, or None.
 
     Args:
@@ -52,22 +88,23 @@ def fault_of_judgement(
     """
     origin = answer.origin
     if origin.round != round_number:
-        return f"answers round {origin.round}, and this is round {round_number}"
+        return Fault(REFUSED_ORIGIN, f"answers round {origin.round}, and this is round {round_number}")
     fault = _fault_of_code(answer, accepted)
     if fault is not None:
         return fault
     declared = counts.num_validation_images  # there may be fewer: patients withdraw during a run
     if answer.validation is not None and answer.validation.num_images > declared:
-        return f"claims {answer.validation.num_images} validation images, and declared {declared} when it joined"
+        claimed = answer.validation.num_images
+        return Fault(REFUSED_COUNTS, f"claims {claimed} validation images, and declared {declared} when it joined")
     if answer.histogram is not None:
         largest = int(answer.histogram.counts.sum(axis=(1, 2)).max())
         held = declared if answer.validation is None else answer.validation.num_images
         if largest > held:
-            return f"its histogram counts {largest} images, and it has {held}"
+            return Fault(REFUSED_COUNTS, f"its histogram counts {largest} images, and it has {held}")
     return None
 
 
-def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWeights) -> str | None:
+def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWeights) -> Fault | None:
     """Gives why an answer's trained weights may not enter the average by their form, or None.
 
     Args:
@@ -76,48 +113,58 @@ def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWei
         model: The global weights that were sent: the names, shapes and dtypes an update must have.
     """
     if answer.report is None or answer.weights is None:
-        return "holds no trained weights or no report"
+        return Fault(REFUSED_FORM, "holds no trained weights or no report")
     claimed = answer.report.num_images
     if claimed > counts.num_train_images:
-        return f"claims {claimed} training images, and declared {counts.num_train_images} when it joined"
+        declared = counts.num_train_images
+        return Fault(REFUSED_COUNTS, f"claims {claimed} training images, and declared {declared} when it joined")
     found, expected = answer.weights.tensors, model.tensors
     if set(found) != set(expected):
-        odd = sorted(set(found) ^ set(expected))[:_SHOWN]
-        return f"its tensors are not the model's; the first that differ: {', '.join(odd)}"
+        odd = sorted(set(found) ^ set(expected))
+        return Fault(REFUSED_FORM, f"its tensors are not the model's; these differ: {told_names(odd)}")
     for name, tensor in found.items():
         if tensor != expected[name]:
             wanted = expected[name]
-            return f"tensor {name!r} is {tensor.dtype} {tensor.shape}, expected {wanted.dtype} {wanted.shape}"
+            reason = f"tensor {name!r} is {tensor.dtype} {tensor.shape}, expected {wanted.dtype} {wanted.shape}"
+            return Fault(REFUSED_FORM, told(reason))
     return None
 
 
 def faults_of_values(
-    updates: Mapping[str, SpooledWeights], *, model: SpooledWeights, max_norm_ratio: float
-) -> dict[str, str]:
-    """Gives why updates of the right form may not enter the average, by hospital; two models in memory at most.
+    updates: Mapping[str, SpooledWeights],
+    *,
+    model: SpooledWeights,
+    max_norm_ratio: float,
+    earlier_norms: Sequence[float] = (),
+) -> Looked:
+    """Gives why updates of the right form may not enter the average; two models in memory at most.
+
+    An update's norm is compared with the median over the round's updates. Of fewer than three a median tells nothing
+    (of two it lies between them): they are compared with the run's earlier rounds. Where there are none, as in the
+    first round of two hospitals, norms are not tested. An update that moves nothing is no yardstick for the others.
 
     Args:
         updates: By hospital.
         model: The global weights that were sent.
-        max_norm_ratio: Of an update's norm to the round's median norm.
+        max_norm_ratio: Of an update's norm to the median.
+        earlier_norms: Median norms of the run's last rounds.
     """
-    faults: dict[str, str] = {}
+    faults: dict[str, Fault] = {}
     norms: dict[str, float] = {}
     for name, weights in sorted(updates.items()):
-        not_finite, norm = _looked_through(weights, model)
-        if not_finite:
-            faults[name] = f"{len(not_finite)} tensor(s) hold NaN or infinity, such as {not_finite[0]!r}"
-        else:
+        reason, norm = _looked_through(weights, model)
+        if reason is None:
             norms[name] = norm
-    middle = median(norms.values()) if norms else 0.0
-    if middle > 0.0:
-        faults |= {
-            name: f"its update's norm {norm:.4g} is {norm / middle:.1f} times the round's median, "
-            f"and {max_norm_ratio:g} are allowed"
-            for name, norm in norms.items()
-            if not norm <= max_norm_ratio * middle
-        }
-    return faults
+        else:
+            faults[name] = Fault(REFUSED_VALUES, reason)
+    moving = [norm for norm in norms.values() if norm > 0.0]
+    yardstick, whose = (moving, "round's") if len(moving) >= MIN_NORMS else (earlier_norms, "earlier rounds'")
+    middle = median(yardstick) if yardstick else np.inf
+    too_far = {name: norm for name, norm in norms.items() if not norm <= max_norm_ratio * middle}
+    for name, norm in too_far.items():
+        reason = f"its update's norm {norm:.4g} is {norm / middle:.1f} times the {whose} median, "
+        faults[name] = Fault(REFUSED_NORM, f"{reason}and {max_norm_ratio:g} are allowed")
+    return Looked(faults, {name: norm for name, norm in norms.items() if name not in too_far})
 
 
 def accepted_fingerprints(others: Collection[str]) -> frozenset[str]:
@@ -125,29 +172,45 @@ def accepted_fingerprints(others: Collection[str]) -> frozenset[str]:
     return frozenset({code_fingerprint(), *others})
 
 
-def _looked_through(weights: SpooledWeights, model: SpooledWeights) -> tuple[list[str], float]:
-    """Names of the tensors with NaN or infinity, and the norm of the update, read once."""
+def _looked_through(weights: SpooledWeights, model: SpooledWeights) -> tuple[str | None, float]:
+    """What values no training gives, and the norm of the update; each tensor is read once."""
     not_finite: list[str] = []
+    out_of_range: list[str] = []
     squared = 0.0
     with weights.opened() as tensor, model.opened() as of_model, np.errstate(over="ignore", invalid="ignore"):
         for name, described in weights.tensors.items():
-            if not described.dtype.startswith("float"):
-                continue
             array = tensor(name)
+            if not described.dtype.startswith("float"):
+                if array.size and not (array.min() >= 0 and array.max() <= MAX_COUNTER):
+                    out_of_range.append(name)
+                continue
             if not np.isfinite(array).all():
                 not_finite.append(name)
                 continue
+            if name.endswith("running_var") and array.min(initial=0) < 0:
+                out_of_range.append(name)
             difference: NDArray[np.float64] = array.astype(np.float64)
             difference -= of_model(name).astype(np.float64)
             squared += float(np.square(difference).sum())
-    return not_finite, float(np.sqrt(squared))
+    reason = None
+    if not_finite:
+        reason = f"{len(not_finite)} tensor(s) hold NaN or infinity, such as {not_finite[0]!r}"
+    elif out_of_range:
+        reason = f"{len(out_of_range)} buffer(s) are negative or beyond any training, such as {out_of_range[0]!r}"
+    return reason, float(np.sqrt(squared))
 
 
-def _fault_of_code(answer: Answer, accepted: Collection[str]) -> str | None:
+def _fault_of_code(answer: Answer, accepted: Collection[str]) -> Fault | None:
     found = answer.origin.fingerprint
     if found in accepted:
         return None
-    return f"runs other code (fingerprint {found[:12]}, here {code_fingerprint()[:12]}): install one version"
+    reason = f"runs other code (fingerprint {found[:12]}, here {code_fingerprint()[:12]}): install one version"
+    return Fault(REFUSED_ORIGIN, reason)
+
+
+def reasons_of(faults: Mapping[str, Fault]) -> dict[str, str]:
+    """Gives the sentences alone, by hospital."""
+    return {name: fault.reason for name, fault in sorted(faults.items())}
 
 
 def by_name(answers: Mapping[str, Answer]) -> list[Answer]:

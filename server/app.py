@@ -101,7 +101,8 @@ def _run(run: Run, *, expected_nodes: int) -> None:
     released = run.progress.candidate
     if released is None:
         raise FederationError("the run has no model to release: it is of another version")
-    run.show(replace(run.board.status, phase="testing", deadline_at=None))
+    if settings.test_data is not None:
+        run.show(replace(run.board.status, phase="testing", deadline_at=None))
     weights = unpack_weights(np.frombuffer(run.store.candidate_weights(), dtype=np.uint8))
     save_released(folder, released, weights, settings.plan, run=settings.name)
     if settings.test_data is not None and held_out is None:

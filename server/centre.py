@@ -117,7 +117,7 @@ def commands_of(paths: CentrePaths, config: ServerConfig, config_file: Path) -> 
         database=paths.database,
         secret_file=paths.secret,
     )
-    coordinator = [sys.executable, "-m", "server.coordinator", str(paths.folder), str(config_file.absolute())]
+    coordinator = [sys.executable, "-P", "-m", "server.coordinator", str(paths.folder), str(config_file.absolute())]
     return [
         Command("superlink", superlink, environment, paths.logs / "superlink.log"),
         Command(

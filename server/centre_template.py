@@ -20,8 +20,8 @@ federation:
   join_timeout_s: 600           # before the first round: how long to wait for enrolled hospitals
   round_timeout_s: 14400        # an answer that comes later is not waited for
   max_failed_rounds: 3          # tries of one round without min_hospitals, after which the run fails
-  max_update_norm_ratio: 10     # of an update to the median norm of its round; a larger one is refused
-  validation_fraction: 0.1      # of each hospital's patients
+  max_update_norm_ratio: 10     # of an update to the median norm of its round, or run; a larger one is refused
+  validation_fraction: 0.15     # of each hospital's patients
   released_round: best          # by the validation AUROC pooled over the hospitals; or last
   strategy:
     name: fedavg                # fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum

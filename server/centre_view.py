@@ -1,6 +1,7 @@
 """What `flower-server start` shows: the run's live table and what the centre waits for, from the files alone."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -9,14 +10,15 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.text import Text
 
-from aecnn.console import say
+from aecnn.console import plain, say_plain
 from server.centre import read_json
 from server.centre_runs import events_of
 from server.progress import plain_lines
 from server.rounds_table import Event, rounds_table
 from server.settings import CentrePaths
+
+log = logging.getLogger(__name__)
 
 WORDS = {
     "joining": "waiting for the hospitals to join",
@@ -40,6 +42,7 @@ class CentreView:
         self._num_told = 0
         self._told_phase = ""
         self._status: Mapping[str, Any] = {}
+        self._has_failed = False
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -53,10 +56,21 @@ class CentreView:
     ) -> None:
         self.update(is_running=False)
         if self._live is not None:
-            self._live.stop()
+            self._safely(self._live.stop)  # it draws once more
 
     def update(self, *, is_running: bool = True) -> None:
-        """Reads the files again and shows what is new."""
+        """Reads the files again and shows what is new; whatever goes wrong in it, the federation runs on."""
+        self._safely(lambda: self._update(is_running=is_running))
+
+    def _safely(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception:
+            if not self._has_failed:
+                log.exception("The run cannot be shown; it goes on, and its history has everything")
+            self._has_failed = True
+
+    def _update(self, *, is_running: bool) -> None:
         self._status = read_json(self._paths.status) or self._status
         run = str(self._status.get("run", ""))
         if run != self._run:
@@ -81,12 +95,12 @@ class CentreView:
     def _tell_new(self) -> None:
         phase = describe_status(self._status) if self._status.get("phase") != "round" else ""
         if phase and phase != self._told_phase:
-            say(self._console, f"{self._run}: {phase}" if self._run else phase)
+            say_plain(self._console, f"{self._run}: {phase}" if self._run else phase)
         self._told_phase = phase
         self._num_told = min(self._num_told, len(self._events))  # a resumed run takes back what it had not finished
         for event in self._events[self._num_told :]:
             for line in plain_lines(event, int(self._status.get("num_rounds", 0))):
-                say(self._console, line)
+                say_plain(self._console, line)
         self._num_told = len(self._events)
 
     def _picture(self, *, is_running: bool) -> RenderableType:
@@ -94,8 +108,9 @@ class CentreView:
         if not is_running:
             return table
         online = ", ".join(self._status.get("online", ())) or "none"
-        head = Text(f"{self._run or self._paths.folder.name} · online: {online}", style="dim")
-        return Group(head, table, Spinner("dots", text=Text(f" {describe_status(self._status)}")))
+        head = plain(f"{self._run or self._paths.folder.name} · online: {online}")
+        head.stylize("dim")
+        return Group(head, table, Spinner("dots", text=plain(f" {describe_status(self._status)}")))
 
 
 def describe_status(status: Mapping[str, Any]) -> str:

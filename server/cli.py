@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from aecnn.config import validate_config
-from aecnn.console import JsonOption, print_json, run_cli, say, table_of
+from aecnn.console import JsonOption, plain, print_json, run_cli, say, say_plain, table_of
 from aecnn.enrolment import EnrolmentRequest, read_request, split_address
 from aecnn.errors import ConfigError, FederationError
 from aecnn.processes import FolderLock, ProcessError, stop_holder
@@ -83,12 +84,12 @@ def init(
         print_json({"folder": str(paths.folder), **wanted.model_dump(mode="json")})
         return
     port, console = split_address(wanted.listen)[1], Console()
-    say(console, f"The federation [bold]{wanted.name}[/] is in {paths.folder}. Next:")
-    say(console, f"  1. look through {paths.config}: rounds, model, training")
-    say(console, f"  2. send {paths.federation} to the hospitals (nothing in it is secret)")
-    say(console, f"  3. open port {port} of this machine to them, no other")
-    say(console, f"  4. flower-server enroll NAME REQUEST.json --folder {folder}, for each hospital's answer")
-    say(console, f"  5. flower-server start --folder {folder}")
+    say(console, f"The federation [bold]{wanted.name}[/] is in {escape(str(paths.folder))}. Next:")
+    say_plain(console, f"  1. look through {paths.config}: rounds, model, training")
+    say_plain(console, f"  2. send {paths.federation} to the hospitals (nothing in it is secret)")
+    say_plain(console, f"  3. open port {port} of this machine to them, no other")
+    say_plain(console, f"  4. flower-server enroll NAME REQUEST.json --folder {folder}, for each hospital's answer")
+    say_plain(console, f"  5. flower-server start --folder {folder}")
 
 
 @app.command()
@@ -117,7 +118,7 @@ def enroll(
     roster = read_roster(paths.roster)
     current = roster.enrolled.get(name)
     if current is not None and current.is_as(request):
-        say(console, f"{name} is enrolled so already, since {current.enrolled_at}")
+        say_plain(console, f"{name} is enrolled so already, since {current.enrolled_at}")
     else:
         roster.with_request(request, replaces=replace)  # what cannot be is told before a question is asked
         _show_request(request, config.accepted_fingerprints, console)
@@ -126,7 +127,7 @@ def enroll(
         with changing_roster(paths.roster) as change:
             change.save(change.roster.with_request(request, replaces=replace))
             roster = change.roster
-        say(console, f"{name} is enrolled")
+        say_plain(console, f"{name} is enrolled")
     _tell_link(paths, roster, f"{name} may connect")
 
 
@@ -146,7 +147,7 @@ def revoke(
     with changing_roster(paths.roster) as change:
         change.save(change.roster.without(name))
         roster = change.roster
-    say(Console(stderr=True), f"{name} is revoked")
+    say_plain(Console(stderr=True), f"{name} is revoked")
     _tell_link(paths, roster, f"{name} is cut off")
 
 
@@ -182,7 +183,7 @@ def hospitals(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
         )
         since = row["revoked_at"] or row["enrolled_at"]
         table.add_row(
-            row["name"], state, str(row["num_images"]), str(row["num_patients"]), since, row["key_fingerprint"]
+            plain(row["name"]), state, str(row["num_images"]), str(row["num_patients"]), since, row["key_fingerprint"]
         )
     _print_table(table)
 
@@ -218,7 +219,7 @@ def start(
         commands = commands_of(paths, settings, config_file)
         plan = begin_plan(paths, num_runs=settings.num_runs, anew=new)
         done_before = [name for name in plan.runs if outcome(paths.runs / name) == "completed"]
-        say(
+        say_plain(
             console,
             f"{settings.name} answers hospitals on {settings.listen}; Ctrl-C stops it, logs are in {paths.logs}",
         )
@@ -226,7 +227,7 @@ def start(
             code = run_processes(commands, paths, on_tick=view.update)
         for name in [name for name in read_plan(paths).runs if name not in done_before]:
             summary = summary_of(paths.runs / name)
-            say(console, f"{name}: {summary.status} after {summary.rounds_done} round(s), {paths.runs / name}")
+            say_plain(console, f"{name}: {summary.status} after {summary.rounds_done} round(s), {paths.runs / name}")
     finally:
         lock.release()
     if code == EXIT_RUN_FAILED:
@@ -235,7 +236,7 @@ def start(
             f"{reason}. Started again it goes on from the last finished round; `start --new` begins another run"
         )
     if code != EXIT_ALL_DONE:
-        say(console, "stopped; started again it goes on from the last finished round")
+        say_plain(console, "stopped; started again it goes on from the last finished round")
 
 
 @app.command()
@@ -263,14 +264,15 @@ def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
         print_json(document)
         return
     console = Console()
-    say(console, f"{settings.name}: " + (f"runs (process {pid})" if pid else "does not run"))
-    say(console, f"enrolled: {', '.join(document['enrolled']) or 'no hospital'}")
+    say_plain(console, f"{settings.name}: " + (f"runs (process {pid})" if pid else "does not run"))
+    say_plain(console, f"enrolled: {', '.join(document['enrolled']) or 'no hospital'}")
     if pid:
-        say(console, f"online: {', '.join(document['online']) or 'no hospital'}")
-        say(console, f"{now.get('run', 'no run yet')}: {describe_status(now)}")
+        say_plain(console, f"online: {', '.join(document['online']) or 'no hospital'}")
+        say_plain(console, f"{now.get('run', 'no run yet')}: {describe_status(now)}")
     if last is not None:
         reason = f": {last.reason}" if last.reason else ""
-        say(console, f"newest run: {last.run}, {last.status}, {last.rounds_done} of {last.num_rounds} rounds{reason}")
+        rounds = f"{last.rounds_done} of {last.num_rounds} rounds"
+        say_plain(console, f"newest run: {last.run}, {last.status}, {rounds}{reason}")
 
 
 @app.command()
@@ -279,7 +281,7 @@ def stop(folder: FolderOption = Path()) -> None:
     paths = CentrePaths(folder)
     _config(folder)
     was_running = stop_holder(FolderLock(paths.lock), timeout_s=STOP_TIMEOUT_S)
-    say(Console(stderr=True), "stopped" if was_running else "it does not run")
+    say_plain(Console(stderr=True), "stopped" if was_running else "it does not run")
 
 
 @app.command()
@@ -295,8 +297,8 @@ def runs(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     table = table_of("run", "status", "hospitals", "rounds", "released", "validation AUROC", "test AUROC")
     for run in found:
         table.add_row(
-            run.run,
-            run.status,
+            plain(run.run),
+            plain(run.status),
             str(len(run.hospitals)),
             f"{run.rounds_done} of {run.num_rounds}",
             "–" if run.released_round is None else f"round {run.released_round}",
@@ -342,9 +344,10 @@ def rotate_certificate(
     paths, settings = CentrePaths(folder), _config(folder)
     names = issue(paths, settings, host_names=host_name or [])
     console = Console(stderr=True)
-    say(console, f"the new certificate is for {', '.join(names)}, and {days_left(paths.certificate.read_bytes())} days")
+    days = days_left(paths.certificate.read_bytes())
+    say_plain(console, f"the new certificate is for {', '.join(names)}, and {days} days")
     if running_process(paths):
-        say(console, "it is used from the next start: flower-server stop, then start")
+        say_plain(console, "it is used from the next start: flower-server stop, then start")
 
 
 @app.command()
@@ -392,9 +395,9 @@ def _show_request(request: EnrolmentRequest, accepted: tuple[str, ...], console:
         if theirs in accepted
         else ("[bold red]another than here[/]: install the same version at both ends, or accept it in server.yaml")
     )
-    say(console, f"  hospital          {request.name}")
+    say_plain(console, f"  hospital          {request.name}")
     say(console, f"  key               [bold]{request.key_fingerprint}[/]  (compare it by telephone)")
-    say(console, f"  declares          {request.num_images} images of {request.num_patients} patients")
+    say_plain(console, f"  declares          {request.num_images} images of {request.num_patients} patients")
     say(console, f"  code              {theirs[:12]}…, {code}")
 
 
@@ -404,7 +407,7 @@ def _tell_link(paths: CentrePaths, roster: Any, done: str) -> None:
 
     console = Console(stderr=True)
     if not running_process(paths):
-        say(console, "the federation does not run; it counts from the next start")
+        say_plain(console, "the federation does not run; it counts from the next start")
         return
     from server.flower import Control
     from server.roster import register_hospitals
@@ -413,7 +416,7 @@ def _tell_link(paths: CentrePaths, roster: Any, done: str) -> None:
         register_hospitals(Control(link_of(paths, _config(paths.folder))), roster)
     except FederationError as error:
         raise FederationError(f"{error}. The roster is written; the coordinator goes on trying to tell it") from error
-    say(console, f"{done}, from now on")
+    say_plain(console, f"{done}, from now on")
 
 
 def _online(paths: CentrePaths) -> set[str] | None:

@@ -93,7 +93,7 @@ def _run(
     def on_status(status: Mapping[str, Any]) -> None:
         _write_status(paths, folder, status)
 
-    settings = RunSettings.of_server(config, run_index=0)  # its seed is this run's own
+    settings = RunSettings.of_server(config)  # its seed is this run's own
     _write_status(paths, folder, {"phase": "joining", "num_rounds": config.federation.num_rounds})
     with server_task(link, control.start_run(), timeout_s=TASK_TIMEOUT_S) as (grid, _context):
         run_and_release(

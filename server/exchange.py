@@ -17,6 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from aecnn import contract
+from server.admission import Fault
 from server.flower import names_of_nodes
 from server.members import EnrolledHospitals
 from server.spool import Spool
@@ -27,6 +28,8 @@ NODES_INTERVAL_S = 1.0  # between two looks at who is online
 AGAIN_AFTER_S = 2.0
 LATER_AFTER_S = 30.0  # where a hospital pauses
 MAX_FAILURES = 3  # times that a hospital's own code may fail at one question
+MAX_LOST = 10  # times that Flower may lose one question, or the hospital's task
+NODES_PATIENCE_S = 120.0  # for who is online, while the SuperLink restarts
 LINK_AFTER_S = 1.0  # between two tries to reach the SuperLink
 REVOKED = "its enrolment was revoked"
 
@@ -47,7 +50,7 @@ class Collected:
     """The answers to one set of questions, and what came instead of an answer."""
 
     answers: dict[str, Answer] = field(default_factory=dict)  # by hospital
-    refused: dict[str, str] = field(default_factory=dict)  # hospital → reason
+    refused: dict[str, Fault] = field(default_factory=dict)  # by hospital
     missing: list[str] = field(default_factory=list)  # asked and not heard of by the deadline
     left: dict[str, str] = field(default_factory=dict)  # out of the run → reason
 
@@ -62,7 +65,8 @@ class Asking:
         self.due: dict[str, float] = {}
         self.sent: dict[str, str] = {}  # message → hospital; a hospital may have several, the first answer counts
         self.away: set[str] = set()
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()  # of the hospital's own code
+        self.losses: Counter[str] = Counter()  # in Flower
         self.errors: dict[str, str] = {}  # the last, of those to be asked again
 
     def add(self, name: str, envelope: Envelope) -> None:
@@ -75,6 +79,7 @@ class Asking:
         self.due.pop(name, None)
         self.sent = {message: of for message, of in self.sent.items() if of != name}
         self.away.discard(name)
+        del self.failures[name], self.losses[name]
 
     @property
     def open_names(self) -> set[str]:
@@ -101,7 +106,7 @@ class Exchange:
     def online(self) -> Mapping[str, int]:
         """Gives the nodes that are online by their hospital's name; ``node N`` where it is not known yet."""
         if time.monotonic() - self._looked_at >= NODES_INTERVAL_S:
-            nodes = self._reached(lambda: names_of_nodes(self._grid), until=time.monotonic() + LATER_AFTER_S)
+            nodes = self._reached(lambda: names_of_nodes(self._grid), until=time.monotonic() + NODES_PATIENCE_S)
             if self._enrolled is None:
                 self._online = {self._simulated.get(node, f"node {node}"): node for node in sorted(nodes)}
             else:
@@ -146,7 +151,7 @@ class Exchange:
                 time.sleep(POLL_INTERVAL_S if asking.open_names else 0.0)
         for name in sorted(asking.open_names):
             if name in asking.errors:
-                collected.refused[name] = asking.errors[name]
+                collected.refused[name] = Fault(0, asking.errors[name])
             else:
                 collected.missing.append(name)
         return collected
@@ -226,7 +231,8 @@ class Exchange:
         text = contract.CODE_TEXT.get(code, "the hospital's task or its Flower node failed")
         told = AnswerError(f"code {code}: {text}", code=code)
         asking.failures[name] += code == contract.CODE_FAILED
-        again_after_s = _again_after_s(code, num_failures=asking.failures[name])
+        asking.losses[name] += code < contract.FIRST_CODE
+        again_after_s = _again_after_s(code, num_failures=asking.failures[name], num_losses=asking.losses[name])
         if again_after_s is None:
             return told
         del asking.sent[message_id]
@@ -244,7 +250,7 @@ class Exchange:
         elif outcome.code == contract.CODE_WITHDRAWN:
             collected.left[name] = contract.CODE_TEXT[contract.CODE_WITHDRAWN]
         else:
-            collected.refused[name] = str(outcome)
+            collected.refused[name] = Fault(outcome.refusal, str(outcome))
 
     def _drop_revoked(self, asking: Asking, collected: Collected) -> None:
         if self._enrolled is None:
@@ -279,10 +285,12 @@ def _is_passing(error: httpx.HTTPError) -> bool:
     )
 
 
-def _again_after_s(code: int, *, num_failures: int) -> float | None:
+def _again_after_s(code: int, *, num_failures: int, num_losses: int) -> float | None:
     """Gives how long to wait before a hospital that answered with a code is asked again; None: it is not."""
     if code == contract.CODE_LATER:
         return LATER_AFTER_S
-    if code < contract.FIRST_CODE or (code == contract.CODE_FAILED and num_failures < MAX_FAILURES):
+    if code < contract.FIRST_CODE and num_losses <= MAX_LOST:
+        return min(AGAIN_AFTER_S * (1 << (num_losses - 1)), LATER_AFTER_S)
+    if code == contract.CODE_FAILED and num_failures < MAX_FAILURES:
         return AGAIN_AFTER_S
     return None

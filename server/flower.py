@@ -36,6 +36,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry.retry_invoker import RetryInvoker, constant
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -45,6 +46,7 @@ from aecnn.errors import FederationError
 LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.2
 CALL_TIMEOUT_S = 30.0
+RETRY_INTERVAL_S, RETRY_FOR_S = 1.0, 60.0  # of a call of the grid while the SuperLink restarts
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _UNFINISHED = ("pending", "starting", "running")
 _BUNDLE = """[project]
@@ -214,6 +216,7 @@ def server_task(link: LocalLink, run_id: int, *, timeout_s: float) -> Iterator[t
     """
     token = _acquire(link, run_id, timeout_s=timeout_s)
     grid = HttpGrid(link.address, insecure=False, root_certificates=link.ca_certificate, token=token)
+    grid._retry_invoker = _bounded_retries()
     client: Any = grid._runtime_client
     _spare_proxies(client, link)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
@@ -233,6 +236,16 @@ def server_task(link: LocalLink, run_id: int, *, timeout_s: float) -> Iterator[t
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
         heartbeat.stop()
         grid.close()
+
+
+def _bounded_retries() -> RetryInvoker:
+    """Gives retries that end: Flower's own go on for ever, past any deadline, and interrupt this process on a 401."""
+    return RetryInvoker(
+        lambda: constant(RETRY_INTERVAL_S),
+        recoverable_exceptions=httpx.TransportError,
+        max_tries=None,
+        max_time=RETRY_FOR_S,
+    )
 
 
 def _acquire(link: LocalLink, run_id: int, *, timeout_s: float) -> str:

@@ -17,9 +17,9 @@ from aecnn.contract import EVALUATE, TRAIN
 from aecnn.errors import FederationError
 from aecnn.model.weights import pack_weights
 from aecnn.training.seeds import derive_seed
-from server.admission import by_name, fault_of_judgement, fault_of_update, faults_of_values
+from server.admission import Fault, by_name, fault_of_judgement, fault_of_update, faults_of_values, reasons_of
 from server.average import Update
-from server.exchange import Collected, Envelope
+from server.exchange import REVOKED, Collected, Envelope
 from server.held_out import HeldOut
 from server.history import answer_event, attempt_event, round_event, test_event, validation_event
 from server.joining import Reception
@@ -32,6 +32,8 @@ from server.wire import Answer
 
 log = logging.getLogger(__name__)
 
+MAX_NORMS_KEPT = 20  # rounds whose median norm small rounds are compared with
+
 
 @dataclass
 class Round:
@@ -41,8 +43,9 @@ class Round:
     begin: float  # seconds of the run
     chosen: set[str] = field(default_factory=set)  # who trains; the others only judge
     answers: dict[str, Answer] = field(default_factory=dict)  # in order, and admitted
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, Fault] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    median_norm: float | None = None  # of the admitted updates
 
     @property
     def updates(self) -> list[Update]:
@@ -76,6 +79,7 @@ def _run_round(run: Run, reception: Reception, held_out: HeldOut | None) -> None
     under_way = Round(number, run.seconds)
     for attempt in range(1, settings.max_failed_rounds + 1):
         _ask(run, reception, under_way, attempt)
+        _drop_revoked(run, under_way)
         if len(under_way.updates) >= settings.min_hospitals:
             break
         reason = _too_few(under_way, settings.min_hospitals)
@@ -91,7 +95,7 @@ def _ask(run: Run, reception: Reception, under_way: Round, attempt: int) -> None
     """One attempt: asks those whose answer is not there yet, and admits what comes."""
     number, settings = under_way.number, run.settings.federation
     names = run.present()
-    under_way.chosen = _participants(run, names, number)
+    under_way.chosen = _participants(run, names, under_way, attempt)
     record = run.model_record()
     envelopes: dict[str, Envelope] = {}
     for name in names:
@@ -151,15 +155,17 @@ def _admit(run: Run, under_way: Round, arrived: dict[str, Answer]) -> None:
             under_way.answers[name] = answer
         else:
             under_way.refused[name] = fault
-    values = faults_of_values(
+    looked = faults_of_values(
         {update.hospital: update.weights for update in under_way.updates},
         model=run.model,
         max_norm_ratio=run.settings.federation.max_update_norm_ratio,
+        earlier_norms=run.progress.norms,
     )
-    for name, fault in values.items():
+    under_way.median_norm = looked.median_norm
+    for name, fault in looked.faults.items():
         under_way.refused[name] = fault
         del under_way.answers[name]
-    for name, reason in sorted(under_way.refused.items()):
+    for name, reason in reasons_of(under_way.refused).items():
         log.warning("Refused %s: %s", name, reason)
     for name in under_way.missing:
         log.warning("No answer from %s", name)
@@ -186,7 +192,7 @@ def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) 
             admitted=admitted,
             attempt=attempt,
             seconds=run.seconds - under_way.begin,
-            refused=under_way.refused,
+            refused=reasons_of(under_way.refused),
             missing=under_way.missing,
         )
     )
@@ -199,9 +205,12 @@ def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) 
         candidate = better(candidate, present)
         promotes = candidate is present
     run.admit_arrived()
-    members = with_refusals(run.members, set(under_way.refused) & under_way.chosen, set(admitted))
+    codes = {name: fault.code for name, fault in under_way.refused.items() if name in under_way.chosen}
+    members = with_refusals(run.members, codes, set(admitted))
+    norms = run.progress.norms + (() if under_way.median_norm is None else (under_way.median_norm,))
+    norms = norms[-MAX_NORMS_KEPT:]
     run.commit(
-        replace(run.progress, round_number=number, members=members, candidate=candidate),
+        replace(run.progress, round_number=number, members=members, candidate=candidate, norms=norms),
         weights=pack_weights(aggregated.weights).data,
         strategy=aggregated.state,
         promotes=promotes,
@@ -232,12 +241,33 @@ def _close(run: Run) -> None:
     run.commit(replace(run.progress, phase="released", candidate=candidate), promotes=candidate is final)
 
 
-def _participants(run: Run, names: list[str], round_number: int) -> set[str]:
-    """Draws this round's training hospitals by name; the draw follows from the run's seed and the round."""
+def _drop_revoked(run: Run, under_way: Round) -> None:
+    """Takes out those that were revoked since they answered, in an earlier attempt too: they are not averaged."""
+    if run.enrolled is None:
+        return
+    listed = run.enrolled()
+    gone = {name: REVOKED for name in run.present() if name not in listed}
+    run.remove(gone, round_number=under_way.number)
+    for name in gone:
+        under_way.answers.pop(name, None)
+
+
+def _participants(run: Run, names: list[str], under_way: Round, attempt: int) -> set[str]:
+    """Draws this attempt's training hospitals by name.
+
+    The first draw of a round follows from the run's seed and the round. A later one keeps those whose update is there,
+    and draws others: who is online before who is not, and who has just failed last.
+    """
     settings = run.settings.federation
     count = max(settings.min_hospitals, round(settings.fraction * len(names)))
-    random = np.random.default_rng(derive_seed(run.settings.seed, "participants", round_number))
-    return {names[index] for index in random.permutation(len(names))[:count]}
+    again = () if attempt == 1 else (attempt,)
+    random = np.random.default_rng(derive_seed(run.settings.seed, "participants", under_way.number, *again))
+    drawn = [names[index] for index in random.permutation(len(names))]
+    if attempt > 1:
+        trained = {update.hospital for update in under_way.updates}
+        online, failed = run.exchange.online(), {*under_way.refused, *under_way.missing}
+        drawn.sort(key=lambda name: (name not in trained, name not in online, name in failed))
+    return set(drawn[:count])
 
 
 def better(candidate: Candidate | None, new: Candidate) -> Candidate:
@@ -250,5 +280,5 @@ def better(candidate: Candidate | None, new: Candidate) -> Candidate:
 
 
 def _too_few(under_way: Round, needed: int) -> str:
-    told = "".join(f"\n  - {reason}" for reason in reasons(under_way.refused, under_way.missing, {}))
+    told = "".join(f"\n  - {reason}" for reason in reasons(reasons_of(under_way.refused), under_way.missing, {}))
     return f"{len(under_way.updates)} hospital(s) gave an update fit to average, and {needed} are needed{told}"

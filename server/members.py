@@ -21,10 +21,10 @@ EnrolledHospitals = Callable[[], Mapping[str, Enrolled]]
 
 @dataclass(frozen=True)
 class Member:
-    """A hospital that joined: what it declared, whether its last update was refused, why it left."""
+    """A hospital that joined: what it declared, why its last update was refused, why it left."""
 
     counts: HospitalCounts
-    was_refused: bool = False
+    last_refusal: int = 0  # the contract's code of why its last update was not averaged; 0: it was, or there is none
     left: str | None = None  # the reason; None: it takes part
 
 
@@ -36,9 +36,9 @@ def present(members: Mapping[str, Member]) -> list[str]:
     return sorted(name for name, member in members.items() if member.left is None)
 
 
-def with_refusals(members: Mapping[str, Member], refused: set[str], admitted: set[str]) -> Members:
-    """Gives the members with who is to be told, with the next request, that its update was refused."""
+def with_refusals(members: Mapping[str, Member], refused: Mapping[str, int], admitted: set[str]) -> Members:
+    """Gives the members with what each is to be told, with the next request, of its last update."""
     return {
-        name: replace(member, was_refused=(name in refused) or (member.was_refused and name not in admitted))
+        name: replace(member, last_refusal=refused.get(name) or (0 if name in admitted else member.last_refusal))
         for name, member in members.items()
     }

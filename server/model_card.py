@@ -9,6 +9,8 @@ from typing import Any
 from aecnn.config import FederationConfig, Plan
 from aecnn.contract import RELEASED_MODEL, code_fingerprint
 from aecnn.evaluation.metrics import Metrics
+from aecnn.evaluation.report.basis import SMALL_NUM_IMAGES, Basis, validation_basis, validation_of
+from aecnn.evaluation.report.history import history_of
 from aecnn.findings import FINDINGS
 from server.members import Member
 from server.run_folder import RunFolder, now_iso
@@ -32,13 +34,34 @@ def write_model_card(
     test: Metrics | None,
 ) -> None:
     """Writes ``model_card.json`` and the same in words, ``model_card.md``."""
-    card = _card(settings, members, released, test)
+    validation = _validation(folder, released)
+    card = _card(settings, members, released, validation=validation, test=test)
     folder.write_json(CARD_JSON, card)
     folder.write_text(CARD_MARKDOWN, _in_words(card, settings.plan, settings.federation))
 
 
+def _validation(folder: RunFolder, released: Candidate) -> dict[str, Any]:
+    """The released model's validation as the history tells it, with what it stands on; undefined or unknown is None."""
+    history = history_of(folder.history_file.read_text(encoding="utf-8"), [])
+    event = validation_of(history, round_number=released.round_number)
+    basis = None if event is None else validation_basis(history, event)
+    return {
+        "macro_auroc": released.validation_macro_auroc,
+        "macro_auroc_error_bound": None if event is None else event.macro_auroc_error_bound,
+        "num_images": None if basis is None else basis.num_images,
+        "num_patients": None if basis is None else basis.num_patients,
+        "num_hospitals": None if basis is None else basis.num_hospitals,
+        "findings": {} if event is None else event.findings,
+    }
+
+
 def _card(
-    settings: RunSettings, members: Mapping[str, Member], released: Candidate, test: Metrics | None
+    settings: RunSettings,
+    members: Mapping[str, Member],
+    released: Candidate,
+    *,
+    validation: dict[str, Any],
+    test: Metrics | None,
 ) -> dict[str, Any]:
     hospitals = {
         name: {
@@ -65,6 +88,7 @@ def _card(
         "hospitals": hospitals,
         "figures": {
             "validation_macro_auroc": released.validation_macro_auroc,
+            "validation": validation,
             "test": None if test is None else test.to_json(),
         },
         "limits": list(LIMITS),
@@ -77,7 +101,7 @@ def _in_words(card: dict[str, Any], plan: Plan, federation: FederationConfig) ->
             f"# {card['run']}: joint AE-CNN",
             "",
             f"The model after round {card['released_round']} of {federation.num_rounds}, {_how_chosen(federation)}. "
-            f"Its weights are in `{card['file']}`; read them with `aecnn describe {card['file']}`.",
+            f"Its weights are in `{card['file']}`; read them with `aecnn describe --checkpoint {card['file']}`.",
             "",
             "## Model",
             "",
@@ -121,19 +145,28 @@ def _table_of_hospitals(hospitals: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 
 def _figures(figures: Mapping[str, Any]) -> list[str]:
-    lines = [f"- Validation, all hospitals pooled: macro AUROC {_score(figures['validation_macro_auroc'])}"]
-    test = figures["test"]
+    validation, test = figures["validation"], figures["test"]
+    basis = Basis("validation", *(validation[f"num_{noun}"] for noun in ("images", "patients", "hospitals")))
+    bound = validation["macro_auroc_error_bound"]
+    binned = "" if bound is None else f" (binning can have moved it by up to {_score(bound)})"
+    lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{binned}"]
     if test is None:
-        return [*lines, "- No test figures: the centre has no test set of its own"]
+        lines.append("- No test figures: the centre has no test set of its own")
+        rows = [f"| {name} | {_score(auroc)} |" for name, auroc in validation["findings"].items()]
+        return [*lines, "", "| finding | validation AUROC |", "|---|---:|", *rows] if rows else lines
     lines.append(
-        f"- Test, {test['num_images']} images of {test['num_patients']} patients: macro AUROC "
+        f"- {_named(Basis('test', test['num_images'], test['num_patients']))}: macro AUROC "
         f"{_score(test['macro_auroc'])}, macro AUPRC {_score(test['macro_auprc'])}"
     )
     rows = [
         f"| {name} | {_score(row['auroc'])} | {_score(row['auprc'])} | {row['num_positive']} |"
         for name, row in test["findings"].items()
     ]
-    return [*lines, "", "| finding | AUROC | AUPRC | positive images |", "|---|---:|---:|---:|", *rows]
+    return [*lines, "", "| finding | test AUROC | test AUPRC | positive images |", "|---|---:|---:|---:|", *rows]
+
+
+def _named(basis: Basis) -> str:
+    return str(basis).capitalize() + (f" (fewer than {SMALL_NUM_IMAGES}: a small number)" if basis.is_small else "")
 
 
 def _score(value: float | None) -> str:

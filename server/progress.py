@@ -13,8 +13,8 @@ from typing import Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.text import Text
 
+from aecnn.console import plain, say_plain
 from server.rounds_table import Event, figure, megabytes, rounds_table
 
 REFRESH_INTERVAL_S = 0.25
@@ -91,14 +91,14 @@ class LiveProgress:
             return
         for event in added:
             for line in plain_lines(event, self._num_rounds):
-                self._console.print(line, highlight=False)
+                say_plain(self._console, line)
 
     def _view(self, *, is_running: bool) -> RenderableType:
         table = rounds_table(self._reader.events)
         if not is_running:
             return table
         text = f" {stage(self._reader.events, self._num_rounds)} · {time.monotonic() - self._begin:.0f} s"
-        return Group(table, Spinner("dots", text=Text(text)))
+        return Group(table, Spinner("dots", text=plain(text)))
 
 
 def stage(events: list[Event], num_rounds: int) -> str:

@@ -9,15 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from aecnn.config import Plan
-from aecnn.contract import DELIVER, DELIVERED_FILES, FILES, code_fingerprint
+from aecnn.contract import DELIVER, DELIVERED_FILES, FILES, RELEASED_REPORT, code_fingerprint
 from aecnn.data.augmentation import to_input
 from aecnn.evaluation.evaluate import Evaluation
 from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.predictions import write_predictions, write_targets
+from aecnn.evaluation.report import report_without_images
 from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from aecnn.model.joint import Output
 from aecnn.model.weights import Weights
+from server.admission import reasons_of
 from server.held_out import HeldOut
 from server.history import delivered_event
 from server.run import Run, reasons
@@ -59,9 +61,13 @@ def score_on_test(folder: RunFolder, held_out: HeldOut) -> Metrics:
 
 
 def deliver(run: Run) -> None:
-    """Hands the released model, the report and the model card to every hospital; one that is away goes without."""
+    """Hands the released model, the report and the model card to every hospital; one that is away goes without.
+
+    The report goes without the examples: they show radiographs of the centre's test set.
+    """
     number, settings = run.settings.federation.num_rounds + 1, run.settings.federation
-    files = {name: (run.folder.path / name).read_bytes() for name in DELIVERED_FILES}
+    files = {name: (run.folder.path / name).read_bytes() for name in DELIVERED_FILES if name != RELEASED_REPORT}
+    files[RELEASED_REPORT] = report_without_images(run.folder.path)
     arrays, names = {FILES: bytes_record(files)}, run.present()
     del files
     envelopes = {name: run.envelope(DELIVER, number, arrays=arrays) for name in names}
@@ -70,7 +76,7 @@ def deliver(run: Run) -> None:
     collected = run.exchange.ask(
         envelopes, round_number=number, timeout_s=settings.join_timeout_s, alongside=run.show_online
     )
-    for reason in reasons(collected.refused, collected.missing, collected.left):
+    for reason in reasons(reasons_of(collected.refused), collected.missing, collected.left):
         log.warning("Not delivered to %s", reason)
     run.append(delivered_event(sorted(collected.answers)))
 

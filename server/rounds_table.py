@@ -6,6 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from aecnn.console import plain
+
 Event = dict[str, Any]
 MAX_HOSPITALS_SHOWN = 12
 
@@ -57,9 +59,9 @@ def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dic
         style="bold",
     )
     for name, reason in event["refused"].items():
-        table.add_row(str(number), name, Text(f"refused: {reason}", style="red"))
+        table.add_row(str(number), plain(name), _told(f"refused: {reason}", "red"))
     for name in event["missing"]:
-        table.add_row(str(number), name, Text("did not answer in time", style="red"))
+        table.add_row(str(number), plain(name), _told("did not answer in time", "red"))
 
 
 def _mean(hospitals: Iterable[Event], key: str) -> float | None:
@@ -73,14 +75,14 @@ def _add_incident(table: Table, event: Event) -> None:
     """Adds what is not a round's result: who came or left, and what had to be done again."""
     match event["event"]:
         case "joined":
-            table.add_row("", event["hospital"], Text(f"joined, from round {event['round']}"))
+            table.add_row("", plain(event["hospital"]), plain(f"joined, from round {event['round']}"))
         case "left":
-            table.add_row(str(event["round"]), event["hospital"], Text(f"left: {event['reason']}", style="yellow"))
+            table.add_row(str(event["round"]), plain(event["hospital"]), _told(f"left: {event['reason']}", "yellow"))
         case "attempt":
             told = f"tried again: {event['reason'].splitlines()[0]}"
-            table.add_row(str(event["round"]), "", Text(told, style="yellow"))
+            table.add_row(str(event["round"]), "", _told(told, "yellow"))
         case "resume":
-            table.add_row("", "", Text(f"interrupted; goes on after round {event['round']}", style="yellow"))
+            table.add_row("", "", _told(f"interrupted; goes on after round {event['round']}", "yellow"))
 
 
 def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event], *, is_tested: bool) -> None:
@@ -88,7 +90,7 @@ def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event],
         training, number = answer["training"], answer["round"]
         table.add_row(
             str(number),
-            answer["hospital"],
+            plain(answer["hospital"]),
             str(training["num_images"]),
             figure(training["bce"]),
             figure(training["mse"], 5),
@@ -107,6 +109,12 @@ def _auroc(judged: dict[int, Event], number: int, *, hospital: str | None = None
         return "…"
     figures = judged[number] if hospital is None else judged[number]["hospitals"].get(hospital, {})
     return figure(figures.get("macro_auroc"))
+
+
+def _told(text: str, style: str) -> Text:
+    told = plain(text)
+    told.stylize(style)
+    return told
 
 
 def megabytes(num_bytes: int) -> str:

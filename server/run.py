@@ -97,7 +97,6 @@ class Run:
         self, kind: str, round_number: int, *, hospital: str | None = None, arrays: Mapping[str, ArrayRecord]
     ) -> Envelope:
         """Gives what a hospital is sent; the records of arrays go to all hospitals, and each is held once."""
-        was_refused = hospital is not None and self.members[hospital].was_refused
         request = Request(
             run=self.settings.name,
             run_id=self.progress.run_id,
@@ -105,7 +104,7 @@ class Run:
             seed=self.settings.seed,
             plan_json=self.settings.plan.model_dump_json(),
             validation_fraction=self.settings.federation.validation_fraction,
-            last_update_refused=was_refused,
+            last_refusal=0 if hospital is None else self.members[hospital].last_refusal,
         )
         return Envelope(kind, request_content(request, arrays))
 

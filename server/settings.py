@@ -74,11 +74,11 @@ class RunSettings(StrictModel):
         )
 
     @classmethod
-    def of_server(cls, config: ServerConfig, *, run_index: int) -> Self:
-        """One of the runs of a real federation."""
+    def of_server(cls, config: ServerConfig) -> Self:
+        """A run of a real federation, from its own configuration."""
         return cls(
             name=config.name,
-            seed=config.seed + run_index,
+            seed=config.seed,
             federation=config.federation,
             plan=config.plan,
             test_data=config.test_data,

@@ -18,6 +18,7 @@ from aecnn.model.weights import Array
 
 GLOBAL_MODEL = "global"
 SUFFIX = ".safetensors"
+HEADER_SLACK_BYTES = 64 * 1024  # of a header, between two writers of the same tensors
 _DTYPES = {  # safetensors' names of NumPy's dtypes; it knows others, and none of our models has them
     "F64": "float64",
     "F32": "float32",
@@ -32,7 +33,7 @@ _DTYPES = {  # safetensors' names of NumPy's dtypes; it knows others, and none o
 
 
 class SpoolError(AecnnError):
-    """Bytes that are no safetensors file."""
+    """Bytes that are no safetensors file, or one of another size than the model's."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._model_bytes: int | None = None
 
     def put(self, name: str, content: bytes | memoryview, *, round_number: int) -> SpooledWeights:
         """Stores one reply's weights, whole or not at all.
@@ -91,8 +93,10 @@ class Spool:
             round_number: The round they answer.
 
         Raises:
-            SpoolError: They are no safetensors file.
+            SpoolError: They are no safetensors file, or not of the global model's size; nothing is stored then.
         """
+        if self._model_bytes is not None and abs(len(content) - self._model_bytes) > HEADER_SLACK_BYTES:
+            raise SpoolError(f"its weights are {len(content)} bytes, and the global model's {self._model_bytes}")
         path = self._round_folder(round_number) / f"{name}{SUFFIX}"
         _write(path, content)
         try:
@@ -105,6 +109,7 @@ class Spool:
         """Stores the global model in the place of the last one."""
         path = self._folder / f"{GLOBAL_MODEL}{SUFFIX}"
         _write(path, content)
+        self._model_bytes = len(content)
         return SpooledWeights.of(path)
 
     def forget_round(self, round_number: int) -> None:

@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS progress (
     history_bytes INTEGER NOT NULL,
     seconds REAL NOT NULL,
     members TEXT NOT NULL,
-    candidate TEXT
+    candidate TEXT,
+    norms TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS arrays (name TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
@@ -50,6 +51,7 @@ class Progress:
     seconds: float = 0.0  # that the run has taken so far
     members: Members | None = None
     candidate: Candidate | None = None
+    norms: tuple[float, ...] = ()  # medians over the admitted updates of the last rounds
 
     @property
     def joined(self) -> Members:
@@ -76,11 +78,11 @@ class RoundStore:
     def progress(self) -> Progress | None:
         """Gives how far the run has come; None before its first commit."""
         row = self._database.execute(
-            "SELECT run_id, phase, round, history_bytes, seconds, members, candidate FROM progress"
+            "SELECT run_id, phase, round, history_bytes, seconds, members, candidate, norms FROM progress"
         ).fetchone()
         if row is None:
             return None
-        run_id, phase, round_number, history_bytes, seconds, members, candidate = row
+        run_id, phase, round_number, history_bytes, seconds, members, candidate, norms = row
         return Progress(
             run_id=run_id,
             phase=phase,
@@ -89,6 +91,7 @@ class RoundStore:
             seconds=seconds,
             members={name: _member(document) for name, document in json.loads(members).items()},
             candidate=None if candidate is None else Candidate(**json.loads(candidate)),
+            norms=tuple(json.loads(norms)),
         )
 
     def commit(
@@ -117,7 +120,7 @@ class RoundStore:
                 if content is not None:
                     database.execute("INSERT OR REPLACE INTO arrays VALUES (?, ?)", (name, content))
             database.execute(
-                "INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     progress.run_id,
                     progress.phase,
@@ -126,6 +129,7 @@ class RoundStore:
                     progress.seconds,
                     json.dumps({name: _document(member) for name, member in progress.joined.items()}),
                     None if candidate is None else json.dumps(vars(candidate)),
+                    json.dumps(progress.norms),
                 ),
             )
 
@@ -175,7 +179,7 @@ class _transaction:  # noqa: N801  read as a word of the with statement
 def _document(member: Member) -> dict[str, object]:
     return {
         "counts": member.counts.to_wire(),
-        "was_refused": member.was_refused,
+        "last_refusal": member.last_refusal,
         "left": member.left,
     }
 
@@ -183,6 +187,6 @@ def _document(member: Member) -> dict[str, object]:
 def _member(document: dict[str, object]) -> Member:
     return Member(
         counts=HospitalCounts.from_wire(document["counts"]),
-        was_refused=bool(document["was_refused"]),
+        last_refusal=int(str(document["last_refusal"])),
         left=None if document["left"] is None else str(document["left"]),
     )

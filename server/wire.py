@@ -20,11 +20,12 @@ NPY_VERSION = (1, 0)
 
 
 class AnswerError(AecnnError):
-    """An answer that breaks the contract, or a code instead of one; the text names what."""
+    """An answer that breaks the contract, or a code instead of one; the text names what, and is shortened."""
 
-    def __init__(self, text: str, *, code: int | None = None) -> None:
-        self.code = code
-        super().__init__(text)
+    def __init__(self, text: str, *, code: int | None = None, refusal: int = contract.REFUSED_FORM) -> None:
+        self.code = code  # the hospital's, or Flower's
+        self.refusal = refusal if code is None else 0  # of the contract's `REFUSAL_TEXT`
+        super().__init__(contract.told(text))
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def read_answer(reply: Message, *, kind: str, hospital: str | None, spool: Spool
     content = reply.content
     unasked = sorted(set(content) - set(contract.RECORDS_OF[kind]))
     if unasked:
-        raise AnswerError(f"the answer holds what was not asked for: {', '.join(unasked)}")
+        raise AnswerError(f"the answer holds what was not asked for: {contract.told_names(unasked)}")
     origin = _scalars(content, contract.ORIGIN, Origin)
     if origin is None:
         raise AnswerError("the answer does not say which hospital it comes from")
     if hospital is not None and origin.hospital != hospital:
-        raise AnswerError(f"now calls itself {origin.hospital!r}")
+        raise AnswerError(f"now calls itself {origin.hospital!r}", refusal=contract.REFUSED_ORIGIN)
     return Answer(
         node_id=reply.metadata.src_node_id,
         origin=origin,
@@ -122,7 +123,7 @@ def _bytes_of(array: Array, key: str, *, dtype: str, shape: tuple[int, ...] | No
         if np.lib.format.read_magic(stream) != NPY_VERSION:
             raise ValueError("another version of the format")
         found_shape, is_fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:  # a header is parsed as Python
         raise AnswerError(f"the array in {key!r} cannot be read ({error})") from error
     values = data[stream.tell() :]
     expected = (len(values),) if shape is None else shape

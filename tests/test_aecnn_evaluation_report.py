@@ -29,9 +29,10 @@ from aecnn.config import (
 from aecnn.errors import FaultyInputError
 from aecnn.evaluation.metrics import score
 from aecnn.evaluation.predictions import write_predictions, write_targets
-from aecnn.evaluation.report import write_report
+from aecnn.evaluation.report import report_without_images, write_report
 from aecnn.evaluation.report.curves import roc_panels
 from aecnn.evaluation.report.load import Predictions, load_run
+from aecnn.evaluation.report.words import resumptions
 from aecnn.findings import FINDINGS
 
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
@@ -248,7 +249,7 @@ def test_the_page_is_well_formed_and_tells_the_headline(complete: Path) -> None:
     assert page.open == []
     metrics = json.loads((complete / "metrics.json").read_text())
     for words in (
-        f"{metrics['macro_auroc']:.3f} macro AUROC · test split",
+        f"{metrics['macro_auroc']:.3f} macro AUROC · released model, round 5 test, 600 images, 300 patients",
         "Completed",
         "23 November 2025, 10:40 UTC",
         "Test images 600",
@@ -256,8 +257,8 @@ def test_the_page_is_well_formed_and_tells_the_headline(complete: Path) -> None:
         "released: 5",
         "densenet121",
         "Not for clinical use",
-        "hospital-3 refused: weights are not finite",
-        "missing: hospital-2",
+        "Round 3: hospital-3 was refused: weights are not finite.",
+        "Round 4: no answer from hospital-2.",
         "33.8 dB",
     ):
         assert words in page.text
@@ -318,20 +319,28 @@ def test_nan_and_null_scores_are_dashes_everywhere(changed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("absent", "sentence"),
+    ("absent", "sections", "sentence"),
     [
-        ("metrics.json", "no readable metrics.json"),
-        ("targets.csv", "Curves need predictions.csv and targets.csv"),
-        ("examples.npz", "no readable examples.npz"),
-        ("config.yaml", "no readable config.yaml"),
-        ("history.jsonl", "no start event in history.jsonl"),
+        ("metrics.json", {"alone"}, "No test figures, no ROC curves: these come from a test set"),
+        ("targets.csv", {"roc"}, "No ROC curves: these come from a test set"),
+        ("examples.npz", {"examples"}, "No ROC curves, no example images: these come from a test set"),
+        ("config.yaml", {"configuration"}, "No readable config.yaml."),
+        ("history.jsonl", {"learning", "hospitals", "rounds", "incidents"}, "No start event in history.jsonl"),
     ],
 )
-def test_an_absent_file_is_a_sentence_in_its_section(changed: Path, absent: str, sentence: str) -> None:
+def test_a_section_without_content_is_left_out_and_the_page_says_why(
+    changed: Path, absent: str, sections: set[str], sentence: str
+) -> None:
+    before = sections_of(page_of(changed))
     (changed / absent).unlink()
     page = page_of(changed)
+    assert before - sections_of(page) == sections - {"roc"}  # the copy has no predictions to begin with
     assert sentence in page.text
     assert page.faults == []
+
+
+def sections_of(page: Page) -> set[str]:
+    return {str(attributes["id"]) for tag, attributes in page.tags if tag == "section"}
 
 
 def test_without_yardstick_there_is_no_comparison(changed: Path) -> None:
@@ -434,10 +443,15 @@ def browse(page: Path, profile: Path, *arguments: str) -> subprocess.CompletedPr
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.parametrize("width_px", [1000, 1440, 1600])
+@pytest.mark.parametrize("width_px", [1000, 1200, 1440, 1600])
 def test_nothing_overflows_the_window(changed: Path, tmp_path: Path, width_px: int) -> None:
     names = ("A_hospital_whose_name_is_as_long_as_a_name_may_be_" + "x" * 14, *[f"hospital-{k}" for k in range(2, 13)])
-    write_history(changed / "history.jsonl", events(np.random.default_rng(1), hospitals=names))
+    lines = events(np.random.default_rng(1), hospitals=names)
+    for line in lines:
+        if line["event"] == "round":  # every column there is, as wide as it gets
+            line |= {"seconds": 45_000.0, "bytes": dict.fromkeys(names, 128000000)}
+    tested = {"event": "test", "round": 2, "macro_auroc": 0.7, "num_images": 600}
+    write_history(changed / "history.jsonl", [*lines[:-1], tested, {"event": "resume", "round": 4}, lines[-1]])
     text = write_report(changed).read_text(encoding="utf-8")
     probe = """<script>
         const page = document.documentElement, right = e => e.getBoundingClientRect().right;
@@ -535,12 +549,12 @@ def test_a_federation_without_a_test_set_says_so_and_tells_what_did_not_go_by_it
     page = html.unescape(write_report(folder).read_text())
     for told in (
         "Completed",
-        "Where a centre has no test set",
+        "No test figures, no ROC curves, no example images",
         "x was not let in: runs other code.",
         "Round 1, attempt 1: 1 hospital(s) gave one; b: code 102.",
         "late came late and took part from round 2.",
-        "The run was interrupted and went on after round 0.",
-        "late refused: its update's norm 9 is 20.0 times",
+        "The run was interrupted, resumed after round 0.",
+        "Round 1: late was refused: its update's norm 9 is 20.0 times",
         "b left in round 2: the hospital has withdrawn from the run.",
         "The released model was delivered to a.",
         "56.0 MB",
@@ -548,3 +562,96 @@ def test_a_federation_without_a_test_set_says_so_and_tells_what_did_not_go_by_it
     ):
         assert told in page
     assert "left out" not in page  # every line was understood
+
+
+def without_test_set(folder: Path, *, released_round: int | None = 2, bound: float | None = 0.034) -> Path:
+    """Writes the run of a centre without a test set: 39 images in all, and c keeps its histogram to itself."""
+    folder.mkdir(parents=True)
+    counts = {
+        name: {"num_validation_images": images, "num_validation_patients": patients}
+        for name, images, patients in (("a", 18, 5), ("b", 18, 4), ("c", 3, 2))
+    }
+    judged = [
+        {
+            "event": "validation",
+            "round": number,
+            "macro_auroc": auroc,
+            "macro_auroc_error_bound": bound,
+            "findings": {"Mass": auroc - 0.1, "Edema": auroc + 0.1, "Hernia": None},
+            "num_images": 21,
+            "hospitals": {
+                "a": {"macro_auroc": 0.5, "num_images": 18},
+                "b": {"macro_auroc": None},  # undefined there, and it keeps its sums to itself
+                "c": {"num_images": 3},
+            },
+        }
+        for number, auroc in ((1, 0.454), (2, 0.571), (3, 0.537))
+    ]
+    end = [{"event": "end", "status": "completed", "released_round": released_round, "seconds": 492.0}]
+    resumed = {"event": "resume", "round": 2, "at": "2026-11-24T23:01:19+00:00"}
+    rounds = [{"event": "round", "round": number, "seconds": 200.0} for number in (1, 2)]
+    last = {"event": "round", "round": 3, "seconds": 32.3}
+    start = {"event": "start", "run": "trial", "hospitals": counts}
+    write_history(
+        folder / "history.jsonl", [start, *rounds, resumed, last, *judged, *(end if released_round is not None else [])]
+    )
+    return folder
+
+
+def test_without_a_test_set_the_figures_are_the_released_rounds_validation_and_say_on_what_they_stand(
+    tmp_path: Path,
+) -> None:
+    page = page_of(without_test_set(tmp_path / "run"))
+    assert page.faults == []
+    stands_on = "released model, round 2 validation, 36 images, 9 patients, 2 hospitals"
+    assert f"0.571 macro AUROC · {stands_on} Fewer than 100 images: a small number." in page.text
+    assert "Mass 0.471 Edema 0.671 Hernia no positive or no negative image – Mean ± 0.034 0.571" in page.text
+    assert sections_of(page) == {"findings", "learning", "hospitals", "rounds", "incidents", "files"}
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert links == {f"#{section}" for section in sections_of(page)}
+
+
+def test_before_a_release_the_headline_is_the_newest_round_and_says_so(tmp_path: Path) -> None:
+    page = page_of(without_test_set(tmp_path / "run", released_round=None, bound=None))
+    assert "0.537 macro AUROC · round 3, no model released validation, 36 images" in page.text
+    assert "±" not in page.text
+
+
+def test_a_released_round_that_was_never_validated_has_no_headline(tmp_path: Path) -> None:
+    page = page_of(without_test_set(tmp_path / "run", released_round=9))
+    assert "– macro AUROC · released model, round 9 not measured" in page.text
+
+
+def test_a_resumed_run_says_where_its_time_has_a_gap(tmp_path: Path) -> None:
+    page = page_of(without_test_set(tmp_path / "run"))
+    assert "8 min 12 s interrupted, resumed after round 2" in page.text
+    assert "3 resumed 32.3 s" in page.text
+    assert "The run was interrupted, resumed after round 2 on 24 November 2026, 23:01 UTC." in page.text
+    assert resumptions([0, 2, 5]) == "interrupted, resumed after rounds 0, 2 and 5"
+
+
+def test_a_test_split_of_many_images_brings_no_warning_and_one_of_few_does(changed: Path) -> None:
+    lines = [json.loads(line) for line in (changed / "history.jsonl").read_text().splitlines()]
+    write_history(changed / "history.jsonl", [line for line in lines if line["event"] != "validation"])
+    assert "a small number" not in page_of(changed).text
+    metrics = json.loads((changed / "metrics.json").read_text())
+    write_json(changed / "metrics.json", metrics | {"num_images": 99, "num_patients": 1})
+    text = page_of(changed).text
+    assert "test, 99 images, 1 patient Fewer than 100 images: a small number." in text
+
+
+def test_a_run_without_incidents_has_no_such_section(changed: Path) -> None:
+    lines = [json.loads(line) for line in (changed / "history.jsonl").read_text().splitlines()]
+    write_history(changed / "history.jsonl", [line | {"refused": {}, "missing": []} for line in lines])
+    assert "incidents" not in sections_of(page_of(changed))
+
+
+def test_the_report_that_is_handed_on_shows_no_radiograph_and_names_none(changed: Path) -> None:
+    names = [example["image"] for example in json.loads((changed / "examples.json").read_text())]
+    own = write_report(changed).read_text(encoding="utf-8")
+    handed_on = report_without_images(changed).decode("utf-8")
+    assert any(name in own for name in names)
+    assert not any(name in handed_on for name in names)
+    assert 'id="examples"' in own
+    assert 'id="examples"' not in handed_on
+    assert "data:image/png" not in handed_on

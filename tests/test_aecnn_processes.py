@@ -55,6 +55,16 @@ def test_what_a_child_says_is_in_its_log(tmp_path):
     assert sorted(command.log_file.read_text().split()) == ["err", "out"]
 
 
+def test_code_that_lies_beside_the_logs_is_not_run(tmp_path):
+    command = _command(tmp_path, "print('child')", is_restarted=False)
+    planted = command.log_file.parent / "aecnn"
+    planted.mkdir(parents=True)
+    (planted / "__init__.py").write_text("print('planted')")
+    with _running(command) as group:
+        assert eventually(lambda: group.tend() is not None)
+    assert command.log_file.read_text().split() == ["child"]
+
+
 def test_a_child_that_ends_is_started_again_and_again(tmp_path, quick):
     counter = tmp_path / "count"
     code = f"open({str(counter)!r}, 'a').write('x')"

@@ -334,7 +334,7 @@ def test_runs_follow_each_other_with_the_next_seed_until_all_are_done(paths):
     seeds = []
     while (planned := next_run(paths, config)) is not None:
         folder, own = planned
-        seeds.append(RunSettings.of_server(own, run_index=0).seed)
+        seeds.append(RunSettings.of_server(own).seed)
         assert load_config(folder.config_file, ServerConfig) == own
         _end(folder)
     assert seeds == [5, 6]

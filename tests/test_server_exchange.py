@@ -5,12 +5,14 @@ import json
 import httpx
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from aecnn import contract
 from aecnn.errors import FederationError
 from aecnn.model.checkpoint import load_checkpoint
+from aecnn.model.weights import pack_weights, unpack_weights
 from scripted_hospitals import NAMES, Hospitals, NamedGrid, enrolled, settings
+from server import exchange, loop
 from server.app import run_and_release
 from server.run_folder import RunFolder
 
@@ -193,9 +195,110 @@ def test_the_sender_of_a_refused_update_is_told_with_the_next_request_and_not_af
     hospitals.changes["hospital-3", contract.TRAIN] = claim_too_much
     history = run(num_rounds=3)
     assert "claims 31 training images" in _of(history, "round")[0]["refused"]["hospital-3"]
-    told = [hospitals.requests["hospital-3", contract.TRAIN, number].last_update_refused for number in (1, 2, 3)]
-    assert told == [False, True, False]
-    assert not hospitals.requests["hospital-1", contract.TRAIN, 2].last_update_refused
+    told = [hospitals.requests["hospital-3", contract.TRAIN, number].last_refusal for number in (1, 2, 3)]
+    assert told == [0, contract.REFUSED_COUNTS, 0]
+    assert hospitals.requests["hospital-1", contract.TRAIN, 2].last_refusal == 0
+
+
+def _pretend_to_be_another(reply):
+    reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "hospital": "hospital-1"})
+
+
+def _of_another_round(reply):
+    reply.content[contract.ORIGIN] = ConfigRecord({**reply.content[contract.ORIGIN], "round": 7})
+
+
+def _add_keys(reply):
+    reply.content[contract.REPORT] = MetricRecord({f"[/{number}]\x1b[2J": 1 for number in range(5000)})
+
+
+def _change_weights(**changes):
+    def change(reply):
+        weights = unpack_weights(reply.content[contract.WEIGHTS][contract.PACKED].numpy())
+        changed = {
+            name: np.full_like(array, changes.get(name.split(".")[-1], array)) for name, array in weights.items()
+        }
+        reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(pack_weights(changed))})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (_pretend_to_be_another, contract.REFUSED_ORIGIN),
+        (_of_another_round, contract.REFUSED_ORIGIN),
+        (_add_keys, contract.REFUSED_FORM),
+        (_change_weights(running_var=-1.0), contract.REFUSED_VALUES),
+        (_change_weights(num_batches_tracked=2**62), contract.REFUSED_VALUES),
+        (_change_weights(weight=1e3), contract.REFUSED_NORM),
+    ],
+)
+def test_each_kind_of_refusal_is_told_its_sender_by_its_code_and_short_in_the_history(change, code, hospitals, run):
+    hospitals.changes["hospital-3", contract.TRAIN] = change
+    first, second = _of(run(num_rounds=2), "round")
+    assert list(first["refused"]) == list(second["refused"]) == ["hospital-3"]
+    assert len(first["refused"]["hospital-3"]) <= 200
+    assert first["refused"]["hospital-3"].isprintable()
+    assert hospitals.requests["hospital-3", contract.TRAIN, 2].last_refusal == code
+
+
+def test_a_code_instead_of_an_update_is_no_refusal_of_one(hospitals, run):
+    hospitals.codes["hospital-3", contract.TRAIN] = [contract.CODE_NO_DATA]
+    run(num_rounds=2)
+    assert hospitals.requests["hospital-3", contract.TRAIN, 2].last_refusal == 0
+
+
+def test_of_two_hospitals_one_that_goes_far_is_refused_from_the_second_round_on(hospitals, run):
+    roster = enrolled("hospital-1", "hospital-2")
+    run_is = {"roster": roster, "expected_nodes": 2, "min_hospitals": 1}
+    far = _change_weights(weight=1e3)
+    hospitals.changes["hospital-2", contract.TRAIN] = lambda reply: (
+        far(reply) if reply.content[contract.ORIGIN]["round"] > 1 else None
+    )
+    rounds = _of(run(num_rounds=3, **run_is), "round")
+    assert [event["admitted"] for event in rounds] == [["hospital-1", "hospital-2"], ["hospital-1"], ["hospital-1"]]
+    assert "the earlier rounds' median" in rounds[2]["refused"]["hospital-2"]
+
+
+def test_a_task_that_flower_keeps_losing_is_asked_ten_times_again_and_no_more(hospitals, run):
+    hospitals.codes["hospital-2", contract.TRAIN] = [8] * 99
+    (event,) = _of(run(num_rounds=1), "round")
+    assert event["refused"]["hospital-2"].startswith("code 8")
+    assert hospitals.asked["hospital-2", contract.TRAIN, 1] == 11
+
+
+def test_the_wait_before_a_lost_task_is_asked_for_again_grows(monkeypatch):
+    monkeypatch.setattr(exchange, "AGAIN_AFTER_S", 2.0)
+    monkeypatch.setattr(exchange, "LATER_AFTER_S", 30.0)
+    waits = [exchange._again_after_s(8, num_failures=0, num_losses=number) for number in range(1, 12)]
+    assert waits == [2.0, 4.0, 8.0, 16.0, *[30.0] * 6, None]
+
+
+@pytest.mark.parametrize("is_in_last_attempt", [False, True])
+def test_who_is_revoked_after_its_answer_came_is_not_averaged(is_in_last_attempt, hospitals, run, monkeypatch):
+    """Between two attempts, or while the updates are looked through."""
+    revoked = []
+    hospitals.codes["hospital-2", contract.TRAIN] = [] if is_in_last_attempt else [contract.CODE_NO_DATA]
+    admit = loop._admit
+
+    def admitting(*arguments):
+        admit(*arguments)
+        revoked.append("hospital-1")
+
+    monkeypatch.setattr(loop, "_admit", admitting)
+    history = run(lambda: enrolled(*(name for name in NAMES if name not in revoked))(), num_rounds=1)
+    assert _of(history, "round")[0]["admitted"] == ["hospital-2", "hospital-3"]
+    (left,) = _of(history, "left")
+    assert (left["hospital"], left["reason"]) == ("hospital-1", "its enrolment was revoked")
+
+
+@pytest.mark.parametrize("never", NAMES)
+def test_a_round_that_is_tried_again_draws_others_in_the_place_of_who_cannot(never, hospitals, run):
+    hospitals.codes[never, contract.TRAIN] = [contract.CODE_NO_DATA] * 9
+    (event,) = _of(run(num_rounds=1, fraction=0.67), "round")
+    assert event["admitted"] == [name for name in NAMES if name != never]
+    assert event["attempt"] <= 2
 
 
 def test_a_superlink_that_restarts_costs_nothing_but_time(grid, run):
@@ -225,6 +328,7 @@ def test_a_superlink_that_refuses_ends_the_process_and_not_the_run(grid, run, fo
 
 def test_at_the_end_every_hospital_holds_the_model_the_report_and_the_card(hospitals, run, folder):
     statuses = []
+    folder.write_text("config.yaml", "name: scripted\ntest_data:\n  root: /home/mary/test-images\n")
     history = run(on_status=statuses.append)
     folder = folder.path
     assert _of(history, "delivered")[0]["hospitals"] == list(NAMES)
@@ -232,6 +336,8 @@ def test_at_the_end_every_hospital_holds_the_model_the_report_and_the_card(hospi
         assert sorted(files) == sorted(contract.DELIVERED_FILES)
         assert files["global.safetensors"] == (folder / "global.safetensors").read_bytes()
         assert b"Completed" in files["report.html"]
+        assert b"root: test-images" in files["report.html"]
+        assert b"/home/" not in files["report.html"], "where things lie at the centre is nobody's business"
         assert b"Not for clinical use" in files["model_card.md"]
         assert b"no test set" in files["model_card.md"]
     assert not list(folder.glob(".run.sqlite*"))
@@ -239,7 +345,7 @@ def test_at_the_end_every_hospital_holds_the_model_the_report_and_the_card(hospi
     assert not (folder / "metrics.json").exists()
     assert load_checkpoint(folder / "global.safetensors").metadata.round == 2
     phases = list(dict.fromkeys(status["phase"] for status in statuses))
-    assert phases == ["joining", "round", "closing", "testing", "delivering", "done"]
+    assert phases == ["joining", "round", "closing", "delivering", "done"]
     assert statuses[-1]["online"] == list(NAMES)
 
 

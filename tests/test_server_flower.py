@@ -21,7 +21,7 @@ from aecnn.enrolment import split_address
 from centre_in_folder import eventually, free_port, make_centre, new_key, private_file, public_pem
 from server.centre import commands_of, link_of
 from server.centre_setup import rotate_certificate
-from server.flower import Control, LinkError, LocalLink, flower_environment, names_of_nodes, server_task
+from server.flower import RETRY_FOR_S, Control, LinkError, LocalLink, flower_environment, names_of_nodes, server_task
 from server.settings import read_server_config
 
 pytestmark = [
@@ -111,6 +111,8 @@ def test_a_hospital_is_registered_known_by_its_name_and_cut_off_at_once(centre, 
         run_id = control.start_run()
         with server_task(centre[2], run_id, timeout_s=30) as (grid, context):
             assert names_of_nodes(grid) == {node_id: "st-anna"}
+            assert grid._retry_invoker.max_time == RETRY_FOR_S, "a call of the grid ends, whatever the SuperLink does"
+            assert grid._runtime_client._retry_invoker is grid._retry_invoker
             assert context.run_id == run_id
             control.unregister(node_id)
             assert names_of_nodes(grid) == {}

@@ -133,6 +133,12 @@ def _with_nan(weights):
     return weights
 
 
+@_with_weights
+def _with_a_negative_variance(weights):
+    weights["classifier.bn1.running_var"].flat[0] = -1.0
+    return weights
+
+
 def _claiming(num_images):
     def change(reply):
         report = dict(reply.content[contract.REPORT])
@@ -157,7 +163,8 @@ def _far_away(weights):
 
 
 def _of_noise(reply):
-    noise = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
+    size = reply.content[contract.WEIGHTS][contract.PACKED].numpy().size
+    noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
     reply.content[contract.WEIGHTS] = ArrayRecord({contract.PACKED: Array(noise)})
 
 
@@ -204,12 +211,13 @@ def _with_more_than_asked(reply):
         (_of_another_shape, "expected float32"),
         (_far_away, "times the round's median"),
         (_of_noise, "no safetensors file"),
-        (_cut_off, "no safetensors file"),
+        (_cut_off, "and the global model's"),
+        (_with_a_negative_variance, "negative"),
         (_lying_of_its_size, "must be uint8"),
         (_as_another_hospital, "now calls itself 'hospital-1'"),
         (_of_another_round, "answers round 7"),
         (_with_other_code, "runs other code"),
-        (_with_more_than_asked, "not asked for: patients"),
+        (_with_more_than_asked, "not asked for: 'patients'"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 from rich.console import Console
 
+from server.centre_view import CentreView
 from server.progress import HistoryReader, LiveProgress, plain_lines, stage
 from server.rounds_table import rounds_table
+from server.settings import CentrePaths
 
 TRAINED = {"num_images": 10, "num_steps": 2, "images_seen": 20, "bce": 0.5, "mse": 0.01, "seconds": 1.0}
 START = {"event": "start", "hospitals": {"a": {}, "b": {}}}
@@ -85,6 +88,64 @@ def test_refusals_and_silence_are_named():
         "round 1: refused b: holds NaN",
         "round 1: no answer from c",
     ]
+
+
+HOSTILE = "[/foo] [bold red]x\x1b[2J"
+
+
+def _hostile_events():
+    return [
+        START | {"refused": {"[/x]": HOSTILE}, "hospitals": {"[/a]": {}}},
+        _answer(1, "[/a]"),
+        {"event": "attempt", "round": 1, "attempt": 1, "reason": HOSTILE},
+        _round(1, refused={"[/b]": HOSTILE}, missing=["[/c]"]),
+        {"event": "joined", "hospital": "[/d]", "round": 2},
+        {"event": "left", "hospital": "[/e]", "round": 2, "reason": HOSTILE},
+        {"event": "delivered", "hospitals": ["[/a]"]},
+        {"event": "end", "status": "failed", "reason": HOSTILE},
+    ]
+
+
+def test_what_a_hospital_chose_is_shown_as_it_is_and_neither_styles_nor_steers_the_terminal():
+    shown = _text(_hostile_events())
+    assert shown.count(r"[/foo] [bold red]x\x1b[2J") == 3
+    assert all(name in shown for name in ("[/b]", "[/c]", "[/d]", "[/e]"))
+
+
+def _centre(tmp_path, events):
+    paths = CentrePaths(tmp_path)
+    (paths.runs / "run").mkdir(parents=True)
+    paths.state.mkdir()
+    (paths.runs / "run" / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    status = {"run": "run", "phase": "failed", "num_rounds": 2, "online": ["[/a]"], "reason": HOSTILE}
+    return paths, lambda: paths.status.write_text(json.dumps(status))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_centres_view_shows_hostile_words_to_the_end(tmp_path, is_terminal, caplog):
+    paths, write_status = _centre(tmp_path, [])
+    console = Console(force_terminal=is_terminal, width=200)
+    with console.capture() as shown, CentreView(paths, console) as view:
+        write_status()
+        view.update()
+        (paths.runs / "run" / "history.jsonl").write_text("".join(json.dumps(e) + "\n" for e in _hostile_events()))
+        view.update()
+    assert "[/foo] [bold red]x" in shown.get()
+    assert "x\x1b[2J" not in shown.get()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_history_that_cannot_be_shown_never_stops_the_federation_and_is_told_once(tmp_path, is_terminal, caplog):
+    paths, write_status = _centre(tmp_path, [])
+    console = Console(force_terminal=is_terminal, width=200)
+    with console.capture(), CentreView(paths, console) as view:
+        write_status()
+        view.update()
+        (paths.runs / "run" / "history.jsonl").write_text('{"event": "round"}\n')
+        for _ in range(3):
+            view.update()
+    assert caplog.text.count("cannot be shown") == 1
 
 
 def test_the_stage_is_told_in_words():

@@ -18,6 +18,16 @@ def _empty_if_none(value: object) -> object:
     return {} if value is None else value
 
 
+def _with_pooled(value: object) -> object:
+    """Marks the hospitals that gave an AUROC, be it undefined: their scores are in the pooled one."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: {**scores, "is_pooled": "macro_auroc" in scores} if isinstance(scores, dict) else scores
+        for name, scores in value.items()
+    }
+
+
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
@@ -86,6 +96,7 @@ class Test:
 
     round: int
     macro_auroc: Number = None
+    num_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,7 @@ class HospitalValidation:
     bce: Number = None
     mse: Number = None
     num_images: int | None = None
+    is_pooled: bool = False  # in the AUROC of all hospitals: it gave its histogram
 
 
 @dataclass(frozen=True)
@@ -111,10 +123,12 @@ class Validation:
 
     round: int
     macro_auroc: Number = None
+    macro_auroc_error_bound: Number = None  # what the histograms' bins can have moved it by
+    findings: dict[str, Number] = field(default_factory=dict)  # finding -> pooled AUROC
     bce: Number = None
     mse: Number = None
     num_images: int | None = None
-    hospitals: dict[str, HospitalValidation] = field(default_factory=dict)
+    hospitals: Annotated[dict[str, HospitalValidation], BeforeValidator(_with_pooled)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from aecnn.evaluation.report.events import (
     Test,
     Validation,
 )
+from aecnn.evaluation.report.words import date, resumptions
 
 Event = Start | Validation | Round | End | Joined | Left | Attempt | Resume | Test | Delivered
 _KINDS: dict[str, type[Event]] = {
@@ -48,11 +49,17 @@ class History:
     late: tuple[Joined, ...] = ()  # hospitals that came late
     incidents: tuple[str, ...] = ()  # what did not go by itself, in order
     delivered: tuple[str, ...] | None = None  # hospitals; None: nothing was to be delivered, or not yet
+    resumed_after: tuple[int, ...] = ()  # the rounds after which an interrupted run went on, each once
 
     @cached_property
     def hospitals(self) -> dict[str, HospitalCounts]:
         """What each hospital brings, those that came late last."""
         return {**self.start.hospitals, **{joined.hospital: joined.counts for joined in self.late}}
+
+    @property
+    def released_round(self) -> int | None:
+        """The round whose model is released; None where none is, or not yet."""
+        return self.end.released_round if self.end else None
 
     @property
     def hospital_names(self) -> tuple[str, ...]:
@@ -79,6 +86,7 @@ def history_of(text: str, notes: list[str]) -> History:
     tests: dict[int, Test] = {}
     late: dict[str, Joined] = {}
     incidents: list[str] = []
+    resumed: set[int] = set()
     for event in _events(text, notes):
         match event:
             case Start():
@@ -87,6 +95,7 @@ def history_of(text: str, notes: list[str]) -> History:
                 end = event
             case Resume():
                 end = None
+                resumed.add(event.round)
             case Validation():
                 validations[event.round] = event
             case Round():
@@ -107,6 +116,7 @@ def history_of(text: str, notes: list[str]) -> History:
         late=tuple(late.values()),
         incidents=tuple(incidents),
         delivered=delivered,
+        resumed_after=tuple(sorted(resumed)),
     )
 
 
@@ -128,7 +138,11 @@ def _told(event: Event) -> list[str]:
         case Attempt():
             return [f"Round {event.round}, attempt {event.attempt}: {'; '.join(event.reason.split(chr(10) + '  - '))}."]
         case Resume():
-            return [f"The run was interrupted and went on after round {event.round}."]
+            when = f" on {date(event.at)}" if event.at else ""
+            return [f"The run was {resumptions([event.round])}{when}."]
+        case Round():
+            refused = [f"Round {event.round}: {name} was refused: {why}." for name, why in event.refused.items()]
+            return refused + [f"Round {event.round}: no answer from {name}." for name in event.missing]
         case End() if event.status != "completed":
             return [f"The run ended: {event.status}."]
     return []

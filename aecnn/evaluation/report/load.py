@@ -71,7 +71,7 @@ def load_run(folder: Path) -> Run:
     if not any((folder / name).is_file() for name in known):
         raise FaultyInputError(folder, [f"holds none of {', '.join(known)}: give a run folder"])
     notes: list[str] = []
-    config_text = _read_text(folder / "config.yaml", notes)
+    config_text = _without_folders(_read_text(folder / "config.yaml", notes))
     history = history_of(_read_text(folder / "history.jsonl", notes) or "", notes)
     metrics = _read_json(folder / "metrics.json", ModelScores, notes)
     notes += _skipped(history, metrics)
@@ -100,6 +100,21 @@ def _read_text(path: Path, notes: list[str]) -> str | None:
     except OSError as error:
         notes.append(f"{path.name} cannot be read ({error.strerror}).")
         return None
+
+
+def _without_folders(text: str | None) -> str | None:
+    """Gives a configuration without where the centre's test set lies: the report is delivered to hospitals."""
+    try:
+        document = yaml.safe_load(text or "")
+    except yaml.YAMLError:
+        return text
+    test_data = document.get("test_data") if isinstance(document, dict) else None
+    if not isinstance(test_data, dict):
+        return text
+    for key in ("root", "cache_folder"):
+        if isinstance(test_data.get(key), str):
+            test_data[key] = Path(test_data[key]).name
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _parse_config(text: str | None, notes: list[str]) -> dict[str, Any]:

@@ -2,25 +2,32 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from aecnn.evaluation.report.basis import (
+    SMALL_NUM_IMAGES,
+    Basis,
+    headline,
+    split_basis,
+    validation_basis,
+    validation_of,
+)
 from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, roc_panels
-from aecnn.evaluation.report.events import Round
+from aecnn.evaluation.report.events import Round, Validation
 from aecnn.evaluation.report.figures import HOSPITALS, hospital_colours, variable
 from aecnn.evaluation.report.images import triptychs
 from aecnn.evaluation.report.load import REPORT_NAME, Run, load_run
-from aecnn.evaluation.report.page_template import PAGE_TEMPLATE
+from aecnn.evaluation.report.page_template import PAGE_TEMPLATE, REPORT_STYLE
+from aecnn.evaluation.report.words import bar, count, date, duration, resumptions, score, share, size, spaced
 from aecnn.findings import FINDINGS
 from aecnn.page_style import PAGE_STYLE
 
-ABSENT = "–"
 CHANCE = 0.5
-LOWEST_BAR = 0.4  # left end of the AUROC bars; a lower AUROC ends there
 FILES = {
     "alone.json": "scores of each hospital's own model",
     "config.yaml": "configuration, every default written out",
@@ -41,24 +48,16 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Headline:
-    """The one figure on top of the page, and what it was measured on."""
-
-    auroc: float | None
-    measured_on: str
-
-
-@dataclass(frozen=True)
 class FindingRow:
     """One line of the table of findings."""
 
     name: str
     auroc: float | None
-    auprc: float | None
-    alone_auroc: float | None
-    num_positive: int | None
-    num_negative: int | None
     why_undefined: str | None
+    auprc: float | None = None
+    alone_auroc: float | None = None
+    num_positive: int | None = None
+    num_negative: int | None = None
 
     @property
     def share_positive(self) -> float | None:
@@ -75,8 +74,10 @@ class RoundRow:
     round: int
     training: Round | None  # None for the initial model
     macro_auroc: float | None
+    basis: Basis | None  # of the validation AUROC
+    test_auroc: float | None
     is_released: bool
-    test_auroc: float | None = None
+    is_resumed: bool  # its time is counted from the resumption
 
     @property
     def lowest_alive_fraction(self) -> float | None:
@@ -88,7 +89,7 @@ class RoundRow:
 def write_report(run_folder: Path) -> Path:
     """Writes ``report.html`` into a run folder, from the files there alone, and gives its path.
 
-    Files that are absent or damaged leave a sentence in their section; the same files give the same bytes.
+    A section without content is left out, and the page says why; the same files give the same bytes.
 
     Raises:
         FaultyInputError: The folder is absent or holds no file of a run.
@@ -107,18 +108,26 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
+def report_without_images(run_folder: Path) -> bytes:
+    """Gives the report for those who may not see the test set's radiographs: without examples and their file names.
+
+    Raises:
+        FaultyInputError: The folder is absent or holds no file of a run.
+    """
+    return render(replace(load_run(run_folder), examples=())).encode("utf-8", errors="replace")
+
+
 def render(run: Run) -> str:
     """Gives the page of a run as HTML."""
     environment = Environment(
-        loader=DictLoader({"page.html": PAGE_TEMPLATE, "style.css": PAGE_STYLE}),
+        loader=DictLoader({"page.html": PAGE_TEMPLATE, "style.css": PAGE_STYLE, "report.css": REPORT_STYLE}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        score=_score, count=_count, share=_share, duration=_duration, date=_date, size=_size, spaced=_spaced, bar=_bar
-    )
+    for word in (score, count, share, bar, duration, date, size, spaced, resumptions):
+        environment.filters[word.__name__] = word
     return environment.get_template("page.html").render(_context(run))
 
 
@@ -126,116 +135,101 @@ def _context(run: Run) -> dict[str, Any]:
     history = run.history
     colours = hospital_colours(history.hospital_names or tuple(run.alone.hospitals if run.alone else ()))
     federated_auroc = run.metrics.macro_auroc if run.metrics else None
-    return {
-        "run": run,
-        "headline": _headline(run),
-        "colours": {name: variable(colour) for name, colour in colours.items()},
-        "num_colours": len(HOSPITALS),
-        "findings": _finding_rows(run),
-        "chance": _bar(CHANCE),
-        "curves": learning_curves(history, colours),
-        "rounds": _round_rows(run),
-        "roc": roc_panels(run.predictions) if run.predictions else [],
+    validation = validation_of(history, round_number=history.released_round)
+    drawn = {
         "alone": alone_drawing(run.alone, federated_auroc, colours)
         if run.alone and federated_auroc is not None
         else None,
+        "roc": roc_panels(run.predictions) if run.predictions else [],
+        "curves": learning_curves(history, colours),
         "partition": partition_drawing(history, colours),
         "triptychs": triptychs(run.examples),
+    }
+    return drawn | {
+        "run": run,
+        "headline": headline(history, run.metrics),
+        "validation": validation,
+        "validation_basis": validation_basis(history, validation) if validation else None,
+        "test_basis": split_basis(run.metrics) if run.metrics else None,
+        "small": SMALL_NUM_IMAGES,
+        "colours": {name: variable(colour) for name, colour in colours.items()},
+        "num_colours": len(HOSPITALS),
+        "findings": _finding_rows(run, validation),
+        "chance": bar(CHANCE),
+        "rounds": _round_rows(run),
+        "absences": _absences(run, drawn),
         "file_meanings": FILES,
         "model": _section(run, "model"),
         "images": _section(run, "images"),
     }
 
 
-def _headline(run: Run) -> Headline:
-    """The test split's macro AUROC; before there is one, the newest validation's."""
-    if run.metrics is not None:
-        return Headline(run.metrics.macro_auroc, f"{run.metrics.split} split")
-    if run.history.validations:
-        newest = run.history.validations[-1]
-        return Headline(newest.macro_auroc, f"validation, after round {newest.round}")
-    return Headline(None, "not measured")
-
-
-def _finding_rows(run: Run) -> list[FindingRow]:
+def _finding_rows(run: Run, validation: Validation | None) -> list[FindingRow]:
+    """The test split's figures; without any, the pooled validation AUROC, which is all that hospitals tell."""
     if run.metrics is None:
-        return []
-    known = [name for name in FINDINGS if name in run.metrics.findings]
-    others = [name for name in run.metrics.findings if name not in FINDINGS]
+        pooled = validation.findings if validation else {}
+        return [
+            FindingRow(name, pooled[name], why_undefined="no positive or no negative image")
+            for name in _in_order(pooled)
+        ]
     return [
         FindingRow(
             name=name,
             auroc=scores.auroc,
+            why_undefined=scores.why_undefined,
             auprc=scores.auprc,
             alone_auroc=run.alone.mean_auroc(name) if run.alone else None,
             num_positive=scores.num_positive,
             num_negative=scores.num_negative,
-            why_undefined=scores.why_undefined,
         )
-        for name, scores in ((name, run.metrics.findings[name]) for name in [*known, *others])
+        for name, scores in ((name, run.metrics.findings[name]) for name in _in_order(run.metrics.findings))
     ]
+
+
+def _in_order(names: Collection[str]) -> list[str]:
+    return [*(name for name in FINDINGS if name in names), *(name for name in names if name not in FINDINGS)]
 
 
 def _round_rows(run: Run) -> list[RoundRow]:
-    trainings = {event.round: event for event in run.history.rounds}
-    scores = {event.round: event.macro_auroc for event in run.history.validations}
-    tests = {event.round: event.macro_auroc for event in run.history.tests}
-    released = run.history.end.released_round if run.history.end else None
+    history = run.history
+    trainings = {event.round: event for event in history.rounds}
+    validations = {event.round: event for event in history.validations}
+    tests = {event.round: event.macro_auroc for event in history.tests}
     return [
-        RoundRow(number, trainings.get(number), scores.get(number), number == released, tests.get(number))
-        for number in sorted(trainings | scores)
+        RoundRow(
+            round=number,
+            training=trainings.get(number),
+            macro_auroc=validations[number].macro_auroc if number in validations else None,
+            basis=validation_basis(history, validations[number]) if number in validations else None,
+            test_auroc=tests.get(number),
+            is_released=number == history.released_round,
+            is_resumed=number - 1 in history.resumed_after,
+        )
+        for number in sorted(trainings | validations)
     ]
+
+
+def _absences(run: Run, drawn: Mapping[str, object]) -> list[str]:
+    """Why a section is not on the page, in sentences."""
+    of_test_set = {"test figures": run.metrics, "ROC curves": drawn["roc"], "example images": drawn["triptychs"]}
+    lacking = [name for name, content in of_test_set.items() if not content]
+    sentences = []
+    if lacking:
+        sentences.append(
+            f"No {', no '.join(lacking)}: these come from a test set of the centre's own, after the last round. "
+            "No image and no score of a patient leaves a hospital."
+        )
+    if run.alone and not drawn["alone"]:
+        sentences.append("No comparison with the hospitals alone: one side of it has no macro AUROC.")
+    if not run.history.rounds:
+        sentences.append("No finished round in history.jsonl.")
+    if not run.history.hospitals:
+        sentences.append("No start event in history.jsonl, so what each hospital brings is not known.")
+    if not run.config_text:
+        sentences.append("No readable config.yaml.")
+    return sentences
 
 
 def _section(run: Run, name: str) -> dict[str, Any]:
     section = run.config.get(name)
     return section if isinstance(section, dict) else {}
-
-
-def _score(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3f}"
-
-
-def _count(value: int | None) -> str:
-    return ABSENT if value is None else f"{value:,}"
-
-
-def _share(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f} %"
-
-
-def _bar(value: float) -> str:
-    """Place of an AUROC on the bars' scale, as a CSS length."""
-    return f"{100 * min(max((value - LOWEST_BAR) / (1.0 - LOWEST_BAR), 0.0), 1.0):.2f}%"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ABSENT
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _date(text: str | None) -> str:
-    """Gives an ISO 8601 instant in words; other text as it is."""
-    try:
-        instant = datetime.fromisoformat(text or "")
-    except ValueError:
-        return text or ABSENT
-    zone = ""
-    if instant.tzinfo is not None:
-        instant, zone = instant.astimezone(UTC), " UTC"
-    return f"{instant.day} {instant:%B %Y, %H:%M}{zone}"
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")

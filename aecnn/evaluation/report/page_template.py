@@ -1,9 +1,25 @@
 """The report's page as a Jinja template; a module, because Flower's bundles carry no other kind of text file."""
 
 PAGE_TEMPLATE = """\
-{% macro rail(title, content) %}
-<div class="rail"><h2>{{ title }}</h2>{% if content %}{{ caller() }}{% endif %}</div>
+{% macro rail(title) %}
+<div class="rail"><h2>{{ title }}</h2>{{ caller() }}</div>
 {% endmacro %}
+{% macro few(basis) %}
+{% if basis and basis.is_small %}<strong class="few">Fewer than {{ small }} images: a small number.</strong>{% endif %}
+{% endmacro %}
+{% macro scale_head() %}
+<th class="scale"><span class="axis" aria-hidden="true"><span style="left:{{ chance }}">0.5</span><span style="left:{{ 0.75|bar }}">0.75</span><span style="left:100%">1</span></span></th>
+{%- endmacro %}
+{% macro scale(row) %}
+{% if row.auroc is none %}
+<td class="scale muted"><div class="nowrap" style="margin-left:{{ chance }}">{{ row.why_undefined }}</div></td>
+{% else %}
+<td class="scale"><div class="track"><i class="chance" style="left:{{ chance }}"></i>
+  {%- if row.auroc >= 0.5 %}<i class="length" style="left:{{ chance }};right:calc(100% - {{ row.auroc|bar }})"></i>
+  {%- else %}<i class="length below" style="left:{{ row.auroc|bar }};right:calc(100% - {{ chance }})"></i>{% endif %}
+  {%- if row.alone_auroc is not none %}<i class="alone" style="left:{{ row.alone_auroc|bar }}"></i>{% endif %}</div></td>
+{% endif %}
+{%- endmacro %}
 {% set history = run.history %}
 {% set end = history.end %}
 {% set name = history.start.run or run.config.get("name") or run.folder %}
@@ -17,6 +33,7 @@ PAGE_TEMPLATE = """\
 <link rel="icon" href="data:,">
 <style>
 {% include "style.css" %}
+{% include "report.css" %}
 </style>
 </head>
 <body>
@@ -34,14 +51,14 @@ PAGE_TEMPLATE = """\
     {% endif %}
     <span class="muted nowrap">{{ history.start.started_at|date if history.start.started_at else "start not recorded" }}</span>
   </div>
-  <div class="hero"><b>{{ headline.auroc|score }}</b><span>macro AUROC · {{ headline.measured_on }}</span></div>
+  <div class="hero"><b>{{ headline.auroc|score }}</b><span>macro AUROC · {{ headline.model }}<br>{{ headline.basis or "not measured" }}</span>{{ few(headline.basis) }}</div>
 </header>
 <dl class="facts">
   <div><dt>Rounds</dt><dd>{{ history.rounds|length }}{% if end and end.released_round is not none %} <small>released: {{ end.released_round }}</small>{% endif %}</dd></div>
   <div><dt>Hospitals</dt><dd>{{ history.hospital_names|length or "–" }}</dd></div>
-  {% if run.metrics %}
-  <div><dt>{{ run.metrics.split|capitalize }} images</dt><dd>{{ run.metrics.num_images|count }}</dd></div>
-  <div><dt>{{ run.metrics.split|capitalize }} patients</dt><dd>{{ run.metrics.num_patients|count }}</dd></div>
+  {% if headline.basis %}
+  <div><dt>{{ headline.basis.split|capitalize }} images</dt><dd>{{ headline.basis.num_images|count }}</dd></div>
+  <div><dt>{{ headline.basis.split|capitalize }} patients</dt><dd>{{ headline.basis.num_patients|count }}</dd></div>
   {% endif %}
   {% if run.metrics and run.metrics.reconstruction %}
   <div><dt>Reconstruction</dt><dd>{{ "%.1f"|format(run.metrics.reconstruction.psnr_db) if run.metrics.reconstruction.psnr_db is not none else "–" }} dB <small>SSIM {{ run.metrics.reconstruction.ssim|score }}</small></dd></div>
@@ -50,59 +67,59 @@ PAGE_TEMPLATE = """\
   <div><dt>Classifier</dt><dd>{{ model.backbone }}{% if images.get("crop_size_px") or images.get("size_px") %} <small>{{ images.get("crop_size_px") or images.size_px }} px</small>{% endif %}</dd></div>
   {% endif %}
   {% if end and end.seconds is not none %}
-  <div><dt>Time</dt><dd>{{ end.seconds|duration }}</dd></div>
+  <div><dt>Time</dt><dd>{{ end.seconds|duration }}{% if history.resumed_after %} <small>{{ history.resumed_after|resumptions }}</small>{% endif %}</dd></div>
+  {% elif history.resumed_after %}
+  <div><dt>Time</dt><dd>– <small>{{ history.resumed_after|resumptions }}</small></dd></div>
   {% endif %}
 </dl>
 <div class="intent"><span><strong>For research. Not for clinical use.</strong></span>
-<nav><a href="#findings">Findings</a><a href="#roc">ROC</a><a href="#learning">Learning</a><a href="#hospitals">Hospitals</a><a href="#rounds">Rounds</a><a href="#examples">Examples</a><a href="#configuration">Configuration</a></nav></div>
+<nav>{% if findings %}<a href="#findings">Findings</a>{% endif %}
+{% if roc %}<a href="#roc">ROC</a>{% endif %}
+{% if curves %}<a href="#learning">Learning</a>{% endif %}
+{% if history.hospitals %}<a href="#hospitals">Hospitals</a>{% endif %}
+{% if rounds %}<a href="#rounds">Rounds</a>{% endif %}
+{% if history.incidents %}<a href="#incidents">Incidents</a>{% endif %}
+{% if triptychs %}<a href="#examples">Examples</a>{% endif %}
+{% if run.config_text %}<a href="#configuration">Configuration</a>{% endif %}
+<a href="#files">Files</a></nav></div>
 
 {% if run.notes %}
 <div class="notes" role="note"><ul>{% for note in run.notes %}<li>{{ note }}</li>{% endfor %}</ul></div>
 {% endif %}
 
 <main>
-{% if run.alone %}
+{% if alone %}
 <section id="alone">
-  {% call rail("Together or alone", alone) %}
-  <p>The same hospitals, each training its own model without the others{% if run.alone.num_steps is not none %} for {{ run.alone.num_steps|count }} local steps{% endif %}, scored on the same images as the global model.</p>
+  {% call rail("Together or alone") %}
+  <p>The same hospitals, each training its own model without the others{% if run.alone.num_steps is not none %} for {{ run.alone.num_steps|count }} local steps{% endif %}, scored on the same images as the global model: {{ test_basis }}.</p>
+  {{ few(test_basis) }}
   {% endcall %}
   <div class="content">
-  {% if alone %}
     <div class="compare"><div>{{ alone }}</div>
     {% if run.alone.mean_macro_auroc is not none %}
     {% set gain = run.metrics.macro_auroc - run.alone.mean_macro_auroc %}
     <div><b>{{ "+" if gain >= 0 else "−" }}{{ gain|abs|score }}</b><span class="muted">federated {{ "above" if gain >= 0 else "below" }} the mean of the hospitals alone: {{ run.metrics.macro_auroc|score }} against {{ run.alone.mean_macro_auroc|score }}</span></div>
     {% endif %}
     </div>
-  {% else %}
-    <p class="absent">Nothing to compare: the global model, or every hospital's own, has no macro AUROC on these images.</p>
-  {% endif %}
   </div>
 </section>
 {% endif %}
 
+{% if findings and run.metrics %}
 <section id="findings">
-  {% call rail("Findings", findings) %}
-  <p>Area under the ROC curve of the released model. The line at 0.5 is chance.</p>
+  {% call rail("Findings") %}
+  <p>Area under the ROC curve, {{ headline.model }}: {{ test_basis }}. The line at 0.5 is chance.</p>
+  {{ few(test_basis) }}
   {% if run.alone %}<p>The ring is the mean of the hospitals alone.</p>{% endif %}
   <p>AUPRC by chance equals the share of positive images.</p>
   {% endcall %}
   <div class="content">
-  {% if findings %}
   <table>
-    <thead><tr><th>Finding</th><th class="scale"><span class="axis" aria-hidden="true"><span style="left:{{ chance }}">0.5</span><span style="left:{{ 0.75|bar }}">0.75</span><span style="left:100%">1</span></span></th><th class="number">AUROC</th>{% if run.alone %}<th class="number">Alone, mean</th>{% endif %}<th class="number">AUPRC</th><th class="number">Share positive</th><th class="number">Positive</th><th class="number">Negative</th></tr></thead>
+    <thead><tr><th>Finding</th>{{ scale_head() }}<th class="number">AUROC</th>{% if run.alone %}<th class="number">Alone, mean</th>{% endif %}<th class="number">AUPRC</th><th class="number">Share positive</th><th class="number">Positive</th><th class="number">Negative</th></tr></thead>
     <tbody>
     {% for row in findings %}
     <tr>
-      <td class="name nowrap">{{ row.name|spaced }}</td>
-      {% if row.auroc is none %}
-      <td class="scale muted"><div class="nowrap" style="margin-left:{{ chance }}">{{ row.why_undefined }}</div></td>
-      {% else %}
-      <td class="scale"><div class="track"><i class="chance" style="left:{{ chance }}"></i>
-        {%- if row.auroc >= 0.5 %}<i class="length" style="left:{{ chance }};right:calc(100% - {{ row.auroc|bar }})"></i>
-        {%- else %}<i class="length below" style="left:{{ row.auroc|bar }};right:calc(100% - {{ chance }})"></i>{% endif %}
-        {%- if row.alone_auroc is not none %}<i class="alone" style="left:{{ row.alone_auroc|bar }}"></i>{% endif %}</div></td>
-      {% endif %}
+      <td class="name nowrap">{{ row.name|spaced }}</td>{{ scale(row) }}
       <td class="number strong">{{ row.auroc|score }}</td>{% if run.alone %}<td class="number muted">{{ row.alone_auroc|score }}</td>{% endif %}
       <td class="number">{{ row.auprc|score }}</td><td class="number muted">{{ row.share_positive|share }}</td><td class="number">{{ row.num_positive|count }}</td><td class="number">{{ row.num_negative|count }}</td>
     </tr>
@@ -114,18 +131,42 @@ PAGE_TEMPLATE = """\
   {% if undefined %}
   <p class="after">Not in the mean: {% for row in undefined %}{{ row.name|spaced }} ({{ row.why_undefined }}){{ ", " if not loop.last }}{% endfor %}. A finding has an AUROC only where the {{ run.metrics.split }} split holds both positive and negative images.</p>
   {% endif %}
-  {% else %}
-  <p class="absent">There is no readable metrics.json: the released model has not been scored on a test split. Where a centre has no test set, the hospitals' validation is all there is.</p>
+  </div>
+</section>
+{% elif findings %}
+<section id="findings">
+  {% call rail("Findings") %}
+  <p>Area under the ROC curve, {{ headline.model }}: {{ validation_basis }}, pooled. The line at 0.5 is chance; bars end at 0.4.</p>
+  {{ few(validation_basis) }}
+  {% endcall %}
+  <div class="content">
+  <table class="broad">
+    <thead><tr><th>Finding</th>{{ scale_head() }}<th class="number">Validation AUROC</th></tr></thead>
+    <tbody>
+    {% for row in findings %}
+    <tr><td class="name nowrap">{{ row.name|spaced }}</td>{{ scale(row) }}<td class="number strong">{{ row.auroc|score }}</td></tr>
+    {% endfor %}
+    </tbody>
+    <tfoot><tr><td>Mean</td><td class="scale"></td><td class="number">{% if validation.macro_auroc_error_bound is not none %}<small class="muted">± {{ validation.macro_auroc_error_bound|score }}</small> {% endif %}{{ validation.macro_auroc|score }}</td></tr></tfoot>
+  </table>
+  {% set undefined = findings|selectattr("auroc", "none")|list %}
+  {% if undefined %}
+  <p class="after">Not in the mean: {{ undefined|map(attribute="name")|map("spaced")|join(", ") }}. A finding has an AUROC only where validation holds both positive and negative images.</p>
+  {% endif %}
+  {% if validation.macro_auroc_error_bound is not none %}
+  <p class="after">Hospitals tell how many scores fall in each bin, never a score: that can have moved the mean by up to {{ validation.macro_auroc_error_bound|score }}. The chance that lies in few images comes on top of it.</p>
   {% endif %}
   </div>
 </section>
+{% endif %}
 
+{% if roc %}
 <section id="roc">
-  {% call rail("ROC curves", roc) %}
+  {% call rail("ROC curves") %}
   <p>Share of positive images found (vertical) over share of negative images called positive (horizontal), at every threshold.</p>
+  {% if test_basis %}<p>{{ test_basis|string|capitalize }}.</p> {{ few(test_basis) }}{% endif %}
   {% endcall %}
   <div class="content">
-  {% if roc %}
   <div class="small">
     {% for panel in roc %}
     <figure{% if panel.is_macro %} class="macro"{% endif %}><figcaption><span>{{ panel.title|spaced }}</span><b>{{ panel.auroc|score }}</b></figcaption>
@@ -133,36 +174,33 @@ PAGE_TEMPLATE = """\
     </figure>
     {% endfor %}
   </div>
-  {% else %}
-  <p class="absent">Curves need predictions.csv and targets.csv, which are of a test set of the centre's own: no score of a patient leaves a hospital.</p>
-  {% endif %}
   </div>
 </section>
+{% endif %}
 
+{% if curves %}
 <section id="learning">
-  {% call rail("Learning", curves) %}
+  {% call rail("Learning") %}
   <p>Validation is the global model after each round, on patients of the hospitals that no round trains on; round 0 is the initial model. Training is the mean over a round's local steps.</p>
   <p>Thin lines are single hospitals: validation AUROC, training losses.</p>
+  {% if validation_basis %}<p>AUROC of round {{ validation.round }}: {{ validation_basis }}.</p> {{ few(validation_basis) }}{% endif %}
   {% endcall %}
   <div class="content">
-  {% if curves %}
   <div class="legend"><span><i class="line thick"></i>validation, all hospitals</span><span><i class="line dashed" style="color:var(--ink)"></i>training, all hospitals</span>{% for hospital, colour in colours.items() %}{% if loop.index <= num_colours %}<span><i class="line" style="color:{{ colour }}"></i>{{ hospital }}</span>{% endif %}{% endfor %}{% if colours|length > num_colours %}<span><i class="line" style="color:var(--hospital-other)"></i>{{ colours|length - num_colours }} more</span>{% endif %}</div>
   <div class="trio">
     {% for title, drawing in curves %}<figure><figcaption>{{ title }}</figcaption>{{ drawing }}</figure>{% endfor %}
   </div>
   {% if end and end.released_round is not none %}<p class="after">The ring marks the released round.</p>{% endif %}
-  {% else %}
-  <p class="absent">There is no finished round and no validation in history.jsonl.</p>
-  {% endif %}
   </div>
 </section>
+{% endif %}
 
+{% if history.hospitals %}
 <section id="hospitals">
-  {% call rail("Hospitals", history.hospitals) %}
+  {% call rail("Hospitals") %}
   <p>What each hospital brings. A patient belongs to one hospital, and there to training or to validation.</p>
   {% endcall %}
   <div class="content">
-  {% if history.hospitals %}
   <div class="hospitals">
   <div><table>
     <thead><tr><th>Hospital</th><th class="number">Training<br>patients</th><th class="number"><br>images</th><th class="number">Validation<br>patients</th><th class="number"><br>images</th></tr></thead>
@@ -176,45 +214,53 @@ PAGE_TEMPLATE = """\
   </table></div>
   {% if partition %}<figure><figcaption>Training images with each finding, by hospital</figcaption>{{ partition }}</figure>{% endif %}
   </div>
-  {% else %}
-  <p class="absent">There is no start event in history.jsonl, so what each hospital brings is not known.</p>
-  {% endif %}
   </div>
 </section>
+{% endif %}
 
+{% if rounds %}
 <section id="rounds">
-  {% call rail("Rounds", rounds) %}
+  {% call rail("Rounds") %}
   <p>What came back each round. Latent alive is the share of latent pixels with a gradient, at the hospital where it is lowest.</p>
   {% endcall %}
-  <div class="content">
-  {% if rounds %}
+  <div class="content wide">
   <table>
-    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">Images</th><th class="number">Training BCE</th><th class="number">Training MSE</th><th class="number">Latent alive</th><th class="number">Validation AUROC</th>{% if history.tests %}<th class="number">Test AUROC</th>{% endif %}<th class="number">Received</th><th>Refused or missing</th></tr></thead>
+    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">Images</th><th class="number">Training<br>BCE</th><th class="number">Training<br>MSE</th><th class="number">Latent<br>alive</th><th class="number">Received</th><th class="number">Validation<br>AUROC</th><th class="number"><br>on images</th>{% if history.tests %}<th class="number">Test AUROC</th>{% endif %}</tr></thead>
     <tbody>
     {% for row in rounds %}
     {% set training = row.training %}
-    <tr><td class="nowrap">{{ row.round }}{% if row.is_released %}<span class="tag">released</span>{% endif %}</td>
+    <tr><td class="nowrap">{{ row.round }}{% if row.is_released %}<span class="tag">released</span>{% endif %}{% if row.is_resumed and training %}<span class="tag">resumed</span>{% endif %}</td>
     {% if training %}
     {% set bce = training.mean("bce") %}{% set mse = training.mean("mse") %}
-    <td class="number">{{ training.seconds|duration }}</td><td class="number">{{ training.hospitals|length }}</td><td class="number">{{ training.hospitals.values()|rejectattr("num_images", "none")|sum("num_images")|count }}</td><td class="number">{{ "%.4f"|format(bce) if bce is not none else "–" }}</td><td class="number">{{ "%.5f"|format(mse) if mse is not none else "–" }}</td><td class="number">{{ row.lowest_alive_fraction|share }}</td>
+    <td class="number">{{ training.seconds|duration }}</td><td class="number">{{ training.hospitals|length }}</td><td class="number">{{ training.hospitals.values()|rejectattr("num_images", "none")|sum("num_images")|count }}</td><td class="number">{{ "%.4f"|format(bce) if bce is not none else "–" }}</td><td class="number">{{ "%.5f"|format(mse) if mse is not none else "–" }}</td><td class="number">{{ row.lowest_alive_fraction|share }}</td><td class="number">{{ training.bytes.values()|sum|size if training.bytes else "–" }}</td>
     {% else %}
-    <td class="muted" colspan="6">{{ "initial model" if row.round == 0 else "no training recorded" }}</td>
+    <td class="muted" colspan="7">{{ "initial model" if row.round == 0 else "no training recorded" }}</td>
     {% endif %}
-    <td class="number strong">{{ row.macro_auroc|score }}</td>{% if history.tests %}<td class="number">{{ row.test_auroc|score }}</td>{% endif %}<td class="number">{% if training and training.bytes %}{{ training.bytes.values()|sum|size }}{% else %}–{% endif %}</td>
-    <td class="remarks">{% if training %}{% if training.attempt > 1 %}<div>attempt {{ training.attempt }}</div>{% endif %}{% for hospital, reason in training.refused.items() %}<div>{{ hospital }} refused: {{ reason }}</div>{% endfor %}{% if training.missing %}<div>missing: {{ training.missing|join(", ") }}</div>{% endif %}{% if not training.refused and not training.missing %}<span class="muted">none</span>{% endif %}{% endif %}</td></tr>
+    <td class="number strong">{{ row.macro_auroc|score }}</td><td class="number muted">{{ row.basis.num_images|count if row.basis else "–" }}</td>{% if history.tests %}<td class="number">{{ row.test_auroc|score }}</td>{% endif %}</tr>
     {% endfor %}
     </tbody>
   </table>
-  {% else %}
-  <p class="absent">There is no finished round in history.jsonl.</p>
-  {% endif %}
-  {% for incident in history.incidents %}<p class="after">{{ incident }}</p>{% endfor %}
+  {% if rounds|selectattr("is_resumed")|selectattr("training")|list %}<p class="after">The time of a resumed round is counted from the resumption.</p>{% endif %}
+  {% if history.tests and history.tests[-1].num_images is not none %}<p class="after">Test AUROC is on the centre's own {{ history.tests[-1].num_images|count }} images; nothing is chosen by it.{% if history.tests[-1].num_images < small %} Fewer than {{ small }} images are a small number.{% endif %}</p>{% endif %}
   {% if history.delivered is not none %}<p class="after">The released model was delivered to {{ history.delivered|join(", ") or "no hospital" }}.</p>{% endif %}
   </div>
 </section>
+{% endif %}
 
+{% if history.incidents %}
+<section id="incidents">
+  {% call rail("Incidents") %}
+  <p>What did not go by itself, in order.</p>
+  {% endcall %}
+  <div class="content">
+  <ul class="incidents">{% for incident in history.incidents %}<li>{{ incident }}</li>{% endfor %}</ul>
+  </div>
+</section>
+{% endif %}
+
+{% if triptychs %}
 <section id="examples">
-  {% call rail("Examples", triptychs) %}
+  {% call rail("Examples") %}
   <p>Each image, the latent code that the classifier sees with a sixteenth of the pixels, and what the decoder makes of it.</p>
   <p>Bars are the five most probable findings; blue and bold where the annotations name the finding.</p>
   {% endcall %}
@@ -228,27 +274,24 @@ PAGE_TEMPLATE = """\
       <div class="bars">{% for bar in triptych.bars %}<span{% if bar.is_present %} class="present"{% endif %}>{{ bar.finding|spaced }}</span><span><i{% if bar.is_present %} class="present"{% endif %} style="width:{{ "%.1f"|format(100 * bar.probability) }}%"></i></span><span class="number">{{ "%.2f"|format(bar.probability) }}</span>{% endfor %}</div>
     </div>
   </div>
-  {% else %}
-  <p class="absent">There are no readable examples.npz and examples.json. They are of a test set of the centre's own: no image leaves a hospital.</p>
   {% endfor %}
   </div>
 </section>
+{% endif %}
 
+{% if run.config_text %}
 <section id="configuration">
-  {% call rail("Configuration", run.config_text) %}
+  {% call rail("Configuration") %}
   <p>As the run resolved it, every default written out.</p>
   {% endcall %}
   <div class="content">
-  {% if run.config_text %}
   <details><summary>Show config.yaml</summary><pre><code>{{ run.config_text }}</code></pre></details>
-  {% else %}
-  <p class="absent">There is no readable config.yaml.</p>
-  {% endif %}
   </div>
 </section>
+{% endif %}
 
 <section id="files">
-  {% call rail("Files", run.files) %}
+  {% call rail("Files") %}
   <p>Beside this page, in the folder {{ run.folder }}.</p>
   {% endcall %}
   <div class="content">
@@ -256,6 +299,7 @@ PAGE_TEMPLATE = """\
     <thead><tr><th>File</th><th>What it holds</th><th class="number">Size</th></tr></thead>
     <tbody>{% for file, num_bytes in run.files %}<tr><td class="name"><code>{{ file }}</code></td><td class="muted">{{ file_meanings.get(file, "") }}</td><td class="number">{{ num_bytes|size }}</td></tr>{% endfor %}</tbody>
   </table>
+  {% for sentence in absences %}<p class="after">{{ sentence }}</p>{% endfor %}
   </div>
 </section>
 </main>
@@ -263,4 +307,21 @@ PAGE_TEMPLATE = """\
 </div>
 </body>
 </html>
+"""
+
+REPORT_STYLE = """\
+.few { display: block; color: var(--warn); font-size: 13px; font-weight: 600; margin-bottom: 8px; }
+.hero .few { margin: 2px 0 0; }
+.broad .scale { width: 64%; }
+.wide { overflow-x: auto; }
+.incidents { list-style: none; font-size: 14px; }
+.incidents li { padding: 5.5px 0; border-bottom: 1px solid var(--hairline); overflow-wrap: anywhere; }
+tfoot small { font-weight: 400; margin-right: 6px; }
+@media print {
+  .wide { overflow: visible; }
+  .few, .incidents { font-size: 8.5pt; }
+  .few { display: inline; margin: 0; } .hero .few { display: block; }
+  .incidents li { padding: 2.5px 0; break-inside: avoid; }
+  #rounds th, #rounds td { padding-left: 6px; } #rounds th:first-child, #rounds td:first-child { padding-left: 0; }
+}
 """

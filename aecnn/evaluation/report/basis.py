@@ -1,0 +1,85 @@
+"""What an AUROC stands on: of which model it is, and on how many images, patients and hospitals."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aecnn.evaluation.report.events import ModelScores, Validation
+from aecnn.evaluation.report.history import History
+
+SMALL_NUM_IMAGES = 100  # with fewer, an AUROC moves by tenths with the choice of the images
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The images behind a figure; None where the run does not tell how many."""
+
+    split: str
+    num_images: int | None
+    num_patients: int | None = None
+    num_hospitals: int | None = None  # None for a test split: it is the centre's own
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a reader should be warned of the number of images."""
+        return self.num_images is not None and self.num_images < SMALL_NUM_IMAGES
+
+    def __str__(self) -> str:
+        nouns = {"image": self.num_images, "patient": self.num_patients, "hospital": self.num_hospitals}
+        counted = [
+            f"{number:,} {noun}{'' if number == 1 else 's'}" for noun, number in nouns.items() if number is not None
+        ]
+        return ", ".join([self.split, *counted])
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one figure on top of the page: of which model, and measured on what."""
+
+    auroc: float | None
+    model: str
+    basis: Basis | None  # None: not measured
+
+
+def headline(history: History, metrics: ModelScores | None) -> Headline:
+    """Gives the released model's macro AUROC, the test split's before validation's; before a release, the newest."""
+    released = history.released_round
+    model = "released model" if released is None else f"released model, round {released}"
+    if metrics is not None:
+        return Headline(metrics.macro_auroc, model, split_basis(metrics))
+    validation = validation_of(history, round_number=released)
+    if released is None:
+        model = f"round {validation.round}, no model released" if validation else "no model released"
+    if validation is None:
+        return Headline(None, model, None)
+    return Headline(validation.macro_auroc, model, validation_basis(history, validation))
+
+
+def split_basis(metrics: ModelScores) -> Basis:
+    """Gives what the figures of a split stand on."""
+    return Basis(metrics.split, metrics.num_images, metrics.num_patients)
+
+
+def validation_of(history: History, *, round_number: int | None) -> Validation | None:
+    """Gives the validation of one round's model; the newest where ``round_number`` is None."""
+    judged = [event for event in history.validations if round_number in (None, event.round)]
+    return judged[-1] if judged else None
+
+
+def validation_basis(history: History, event: Validation) -> Basis:
+    """Gives what a pooled validation AUROC stands on: the hospitals that gave their histogram, and their images."""
+    if not event.hospitals:
+        return Basis("validation", event.num_images)
+    pooled = {name: scores for name, scores in event.hospitals.items() if scores.is_pooled}
+    counts = {name: history.counts(name) for name in pooled}
+    images = [
+        counts[name].num_validation_images if scores.num_images is None else scores.num_images
+        for name, scores in pooled.items()
+    ]
+    patients = [counts[name].num_validation_patients for name in pooled]
+    return Basis("validation", _total(images), _total(patients), len(pooled))
+
+
+def _total(numbers: Iterable[int | None]) -> int | None:
+    """Gives the sum; None where one is unknown."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)

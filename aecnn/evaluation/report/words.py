@@ -1,0 +1,69 @@
+"""How the report writes numbers, dates and names; what is undefined is a dash."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+ABSENT = "–"
+LOWEST_BAR = 0.4  # left end of the AUROC bars; a lower AUROC ends there
+
+
+def score(value: float | None) -> str:
+    """Gives three decimals."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def count(value: int | None) -> str:
+    """Gives a whole number, thousands apart."""
+    return ABSENT if value is None else f"{value:,}"
+
+
+def share(value: float | None) -> str:
+    """Gives a fraction in per cent."""
+    return ABSENT if value is None else f"{100 * value:.1f} %"
+
+
+def bar(value: float) -> str:
+    """Gives the place of an AUROC on the bars' scale, as a CSS length."""
+    return f"{100 * min(max((value - LOWEST_BAR) / (1.0 - LOWEST_BAR), 0.0), 1.0):.2f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Gives a time in the two units that matter."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def date(text: str | None) -> str:
+    """Gives an ISO 8601 instant in words; other text as it is."""
+    try:
+        instant = datetime.fromisoformat(text or "")
+    except ValueError:
+        return text or ABSENT
+    zone = ""
+    if instant.tzinfo is not None:
+        instant, zone = instant.astimezone(UTC), " UTC"
+    return f"{instant.day} {instant:%B %Y, %H:%M}{zone}"
+
+
+def size(num_bytes: int) -> str:
+    """Gives a file's size in the unit that fits."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def spaced(name: str) -> str:
+    """Gives a finding's name without underscores."""
+    return name.replace("_", " ")
+
+
+def resumptions(rounds: Sequence[int]) -> str:
+    """Says after which finished rounds a run was resumed, as the end of a sentence."""
+    *others, last = [str(number) for number in rounds]
+    numbers = f"{', '.join(others)} and {last}" if others else last
+    return f"interrupted, resumed after round{'s' if others else ''} {numbers}"
