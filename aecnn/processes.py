@@ -83,7 +83,11 @@ class ProcessGroup:
                     return code
                 _plan_restart(child, code)
             elif child.process is None and time.monotonic() >= child.start_again_at:
-                _start(child)
+                try:
+                    _start(child)
+                except ProcessError as error:  # no room for a process just now, for example
+                    _wait(child, ran_s=0.0)
+                    log.warning("%s; tried again in %.0f s", error, child.wait_s)
         return None
 
     def stop(self) -> None:
@@ -121,7 +125,7 @@ def _start(child: _Child) -> None:
                 start_new_session=True,  # Ctrl-C at the terminal reaches the parent alone, which ends them in order
             )
         except OSError as error:
-            raise ProcessError(f"{command.name} cannot be started ({error}): {' '.join(command.arguments)}") from error
+            raise ProcessError(f"{command.name} cannot be started ({error.strerror})") from error
     child.started_at = time.monotonic()
     child.num_starts += 1
 
@@ -135,9 +139,7 @@ def _shorten(log_file: Path) -> None:
 
 def _plan_restart(child: _Child, code: int) -> None:
     ran_s = time.monotonic() - child.started_at
-    longer_s = 0.0 if ran_s > STEADY_S else min(child.wait_s * 2, LONGEST_WAIT_S)
-    child.wait_s = max(FIRST_WAIT_S, longer_s)
-    child.process, child.start_again_at = None, time.monotonic() + child.wait_s
+    _wait(child, ran_s=ran_s)
     log.warning(
         "%s ended with code %d after %.0f s and is started again in %.0f s (%s)",
         child.command.name,
@@ -146,6 +148,12 @@ def _plan_restart(child: _Child, code: int) -> None:
         child.wait_s,
         child.command.log_file,
     )
+
+
+def _wait(child: _Child, *, ran_s: float) -> None:
+    longer_s = 0.0 if ran_s > STEADY_S else min(child.wait_s * 2, LONGEST_WAIT_S)
+    child.wait_s = max(FIRST_WAIT_S, longer_s)
+    child.process, child.start_again_at = None, time.monotonic() + child.wait_s
 
 
 def _tied_to_this_process(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,8 @@ What may be asked is `client.policy`'s to say, and what may leave `client.guard`
 """
 
 import logging
-from functools import lru_cache
+import os
+from functools import cache, lru_cache
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -124,8 +125,17 @@ def _data(hospital: Hospital, request: Request) -> TrainingData:
 
 
 def _prepare_device(hospital: Hospital, request: Request) -> torch.device:
-    torch.set_num_threads(request.plan.training.num_threads)  # part of the result: sums depend on it in the last bit
+    torch.set_num_threads(_threads(request.plan.training.num_threads))  # sums depend on it in the last bit
     return resolve_device(hospital.config.device)
+
+
+@cache
+def _threads(wanted: int) -> int:
+    """As many threads as the plan says, or as this machine has processors."""
+    most = os.cpu_count() or 1
+    if wanted > most:
+        log.warning("The plan has %d threads, and this machine %d processors: it takes %d", wanted, most, most)
+    return min(wanted, most)
 
 
 def _arrived_model(message: Message, request: Request) -> JointAECNN:

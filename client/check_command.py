@@ -107,7 +107,7 @@ def show_checks(result: CheckResult, console: Console) -> None:
         leaving.add_column(name, overflow="fold")
     for message, record, key, value in lines_of(result.would_leave):
         short = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}…"
-        leaving.add_row(message, record, key, escape(short))
+        leaving.add_row(*map(escape, (message, record, key, short)))
     _print(leaving, console)
 
 

@@ -124,11 +124,14 @@ def check(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """See whether this hospital can take part, and exactly what would leave if it did. Nothing leaves now.
+    """See whether this hospital can take part, and what would leave if it did. No radiograph, weight or figure leaves.
 
     Files, data (as `aecnn check`), patients, disk, code, the way to the centre (proxy, TLS, enrolment, clock), device
     (ten training steps, timed on your own images). Then the installed app answers a centre's first two messages in
     rehearsal, on some of the patients: all that its answers hold is shown, and kept in state/would-leave.json.
+
+    It connects with this hospital's key for a moment. If a run is under way and the client is not running, the centre
+    may hand it a message in that moment; the centre asks again.
 
     Exit codes: 0 everything passes (there may be warnings), 1 a check failed.
     """
@@ -182,7 +185,10 @@ def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
 
 @app.command()
 def stop(folder: FolderOption = Path()) -> None:
-    """Stop the client. A training under way is taken up again at its last finished epoch after the next start."""
+    """Stop the client. A training under way goes on after the next start from the state it last kept.
+
+    It is kept about once a minute, and with a large model less often: keeping takes at most 5 % of the time.
+    """
     from client.paths import SitePaths
     from client.status import stop_client
 
@@ -230,7 +236,7 @@ def withdraw(
     if not yes and not (sys.stdin.isatty() and typer.confirm(f"Take no further part in {what}?")):
         raise ConfigError("aecnn-client withdraw", ["was not confirmed: answer y at a terminal, or give --yes"])
     _state(folder).withdraw(EVERY_RUN if run is None else run)
-    say(Console(), f"withdrawn from {what}: aecnn-client resume --rejoin undoes it")
+    say(Console(), f"withdrawn from {escape(what)}: aecnn-client resume --rejoin undoes it")
 
 
 @app.command()
@@ -261,7 +267,7 @@ def audit(
     if begin_anew:
         refuse_while_running(paths)
         aside = put_aside(paths.audit_log, state)
-        say(Console(stderr=True), f"a new log is begun; the old one is {aside or 'missing'}")
+        say(Console(stderr=True), f"a new log is begun; the old one is {escape(str(aside or 'missing'))}")
     problems = audit_problems(paths)
     told = [sentence for sentence in describe(paths.audit_log) if since is None or sentence >= since]
     if json_:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,21 +15,24 @@ from flwr.clientapp import ClientApp
 from aecnn import contract
 from aecnn.config import load_config
 from aecnn.contract import Request
+from aecnn.data.consent import consent_state
 from aecnn.errors import AecnnError
 from client.audit_log import IN, OUT, AuditLog
 from client.deployment import Deployment, node_settings
 from client.guard import DECISION
-from client.inventory import Inventory, digest_of, inventory_of, request_digest
+from client.inventory import Inventory, digest_of, inventory_of, printable, request_digest, shortened
 from client.paths import SitePaths
-from client.policy import check_available
+from client.policy import check_available, check_memory
 from client.progress import Progress
 from client.refusal import RefusalError, refusal
 from client.replies import KEPT_KINDS, Asked, Kept, ReplyStore
-from client.site import PolicyConfig, SiteConfig
+from client.site import SiteConfig
 from client.state import RequestKey, SiteState
 from client.wire import request_of
 
 log = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 _PHASES = {contract.JOIN: "joining", contract.TRAIN: "evaluating", contract.EVALUATE: "evaluating"}
 
@@ -62,45 +65,71 @@ class Desk:
         self._replies = ReplyStore(paths.replies, self._state)
 
     def answer(self, message: Message) -> Message:
-        """Gives the reply to a message; it is in the audit log, and kept if it took work, when the call returns."""
-        inventory = inventory_of(message.content) if message.has_content() else {}
-        request = _readable_request(message)
-        about = {"kind": message.metadata.message_type, **_named(request)}
-        line = {"direction": IN, **about, "from": "centre", "to": self._name, "records": inventory}
+        """Gives the reply to a message; it is in the audit log, and kept if it took work, when the call returns.
+
+        Whatever a message holds, it gets a line and an answer. Only a log that cannot be written ends the worker.
+        """
+        inventory, request = _readable(_inventory, message), _readable(request_of, message)
+        about = {"kind": printable(message.metadata.message_type), **_named(request)}
+        line = {"direction": IN, **about, "from": "centre", "to": self._name, "records": shortened(inventory or {})}
         head = self._audit.append(line | {"decision": "received"})
-        answer = self._decide(message, request, inventory, head)
+        try:
+            answer = self._decide(message, request, inventory, head)
+        except RefusalError as error:
+            answer = _refused(error.code, str(error), message)
+        except AecnnError as error:
+            answer = _refused(contract.CODE_REFUSED, str(error), message)
+        except Exception as error:
+            log.exception("The message could not be answered")
+            answer = _refused(contract.CODE_FAILED, f"it could not be answered ({type(error).__name__})", message)
         line = {"direction": OUT, **about, "from": self._name, "to": "centre", "records": answer.inventory}
         self._audit.append(line | {"decision": answer.decision})
         return answer.reply
 
     def _decide(
-        self, message: Message, request: Request | None, inventory: Inventory, head: contract.AuditHead
+        self, message: Message, request: Request | None, inventory: Inventory | None, head: contract.AuditHead
     ) -> _Answer:
+        """Gives the answer.
+
+        Raises:
+            RefusalError: There is none, with the code for the centre.
+            AecnnError: The site file or the request is faulty.
+        """
         kind = message.metadata.message_type
-        try:
-            if request is None or kind not in contract.RECORDS_OF:
-                raise RefusalError(contract.CODE_REFUSED, f"a message of type {kind!r} without a request that is known")
-            if request.last_update_refused:
-                log.warning(
-                    "The centre refused this hospital's last update of run %s; its history says why", request.run
-                )
-            policy = load_config(self._paths.site, SiteConfig).policy
-            check_available(policy, self._state, request, kind, self._clock())
-            asked = _asked(request, kind, inventory, policy)
-            deployment = Deployment(self._paths, head, asked.request)
-            kept = self._replies.find(asked) if kind in KEPT_KINDS else None
-            if kept is not None:
-                log.info("Round %d of %s was answered before: the same answer goes out", request.round, request.run)
-                return _Answer(Message(kept.content, reply_to=message), "resent", kept.inventory)
-            answer = self._made(message, request, deployment)
-        except RefusalError as error:
-            return _refused(error.code, str(error), message)
-        except AecnnError as error:
-            return _refused(contract.CODE_REFUSED, str(error), message)
-        if kind in KEPT_KINDS and answer.reply.has_content():
-            self._replies.keep(asked, Kept(answer.reply.content, answer.inventory))
-            self._paths.checkpoint.unlink(missing_ok=True)
+        if request is None or inventory is None or kind not in contract.RECORDS_OF:
+            raise RefusalError(contract.CODE_REFUSED, f"a message of type {kind!r} without a request that is known")
+        _tell_refusal(request)
+        config = load_config(self._paths.site, SiteConfig)
+        check_available(config.policy, self._state, request, kind, self._clock())
+        if config.policy is not None:
+            check_memory(config.policy.accept, self._state, request, kind)
+        asked = _asked(request, kind, inventory, config)
+        kept = self._replies.find(asked) if kind in KEPT_KINDS else None
+        if kept is not None:
+            log.info("Round %d of %s was answered before: the same answer goes out", request.round, request.run)
+            return _Answer(Message(kept.content, reply_to=message), "resent", kept.inventory)
+        answer = self._made(message, request, Deployment(self._paths, head, asked.request))
+        if answer.reply.has_content():
+            self._check_still_allowed(asked)
+            if kind != contract.DELIVER:
+                self._state.set_validation_fraction(request.validation_fraction)
+            if kind in KEPT_KINDS:
+                self._replies.keep(asked, Kept(answer.reply.content, answer.inventory))
+                self._paths.checkpoint.unlink(missing_ok=True)
         return answer
+
+    def _check_still_allowed(self, asked: Asked) -> None:
+        """Keeps in what was made while the hospital thought better of it; hours and a pause let it be finished.
+
+        Raises:
+            RefusalError: The hospital withdrew, or the policy or a list of withdrawn patients changed meanwhile.
+        """
+        if self._state.is_withdrawn(asked.key.run_id):
+            raise RefusalError(contract.CODE_WITHDRAWN, f"this hospital withdrew from run {asked.key.run_id} meanwhile")
+        if _terms(load_config(self._paths.site, SiteConfig)) != asked.policy:
+            self._paths.checkpoint.unlink(missing_ok=True)  # it may hold what a patient withdrew
+            reason = "the policy or a list of withdrawn patients changed while the answer was made"
+            raise RefusalError(contract.CODE_WITHHELD, reason)
 
     def _made(self, message: Message, request: Request, deployment: Deployment) -> _Answer:
         """Has the app answer, in a context that holds nothing of the centre's."""
@@ -125,21 +154,35 @@ class Desk:
 
 
 def _refused(code: int, reason: str, message: Message) -> _Answer:
-    log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], reason)
+    log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], printable(reason))
     return _Answer(refusal(code, message), _words(code, reason))
 
 
 def _words(code: int, reason: str) -> str:
     verb = "withheld" if code == contract.CODE_WITHHELD else "refused"
-    return f"{verb} (code {code}): {reason}"
+    return f"{verb} (code {code}): {printable(reason)}"
 
 
-def _readable_request(message: Message) -> Request | None:
+def _tell_refusal(request: Request) -> None:
+    """Logs why the centre did not average this hospital's last update."""
+    if request.last_refusal:
+        text = contract.REFUSAL_TEXT.get(request.last_refusal, "the code is not known here")
+        log.warning("The centre refused this hospital's last update of run %s: %s", request.run, text)
+
+
+def _readable(read: Callable[[Message], Read], message: Message) -> Read | None:
+    """What a reader gives, None where the message is none or was made with ill will."""
     try:
-        return request_of(message)
+        return read(message)
     except AecnnError as error:
-        log.error("The message cannot be read: %s", error)
-        return None
+        log.error("The message cannot be read: %s", printable(str(error)))
+    except Exception:
+        log.exception("The message cannot be read")
+    return None
+
+
+def _inventory(message: Message) -> Inventory:
+    return inventory_of(message.content) if message.has_content() else {}
 
 
 def _named(request: Request | None) -> dict[str, Any]:
@@ -148,9 +191,15 @@ def _named(request: Request | None) -> dict[str, Any]:
     return {"run": request.run, "run_id": request.run_id, "round": request.round}
 
 
-def _asked(request: Request, kind: str, inventory: Inventory, policy: PolicyConfig | None) -> Asked:
+def _asked(request: Request, kind: str, inventory: Inventory, config: SiteConfig) -> Asked:
     return Asked(
         key=RequestKey(request.run_id, kind, request.round),
         request=request_digest(request, inventory),
-        policy=digest_of({"policy": None if policy is None else policy.model_dump(mode="json")}),
+        policy=_terms(config),
     )
+
+
+def _terms(config: SiteConfig) -> str:
+    """The digest of what decides what an answer may hold: the policy without its hours, and who has withdrawn."""
+    policy = None if config.policy is None else config.policy.model_dump(mode="json", exclude={"working_hours"})
+    return digest_of({"policy": policy, "withdrawn": consent_state(config.data)})

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aecnn.console import say
+from aecnn.console import say, say_plain
 from aecnn.enrolment import EnrolmentRequest
 from aecnn.errors import ConfigError
 from client.display import SENTENCES, sentence_of_work
@@ -53,22 +53,23 @@ def show_request(made: EnrolmentRequest, folder: Path, console: Console, *, is_f
 def show_status(status: ClientStatus, console: Console) -> None:
     """Tells how the client stands."""
     runs = "does not run" if status.pid is None else f"runs (process {status.pid})"
-    say(console, f"{status.hospital} in {status.federation}: the client {runs}")
+    say(console, f"{escape(status.hospital)} in {escape(status.federation)}: the client {runs}")
     if status.connection is not None:
         say(console, SENTENCES[status.connection])
     if status.work is not None:
         steps = f", {status.work['steps_done']} of {status.work['steps']} steps" if "steps" in status.work else ""
-        say(console, escape(sentence_of_work(status.work)) + steps)
+        say_plain(console, sentence_of_work(status.work) + steps)
     if status.paused_since is not None:
         say(console, f"pauses since {status.paused_since}: aecnn-client resume ends it")
     for run_id, since in status.withdrawn.items():
-        say(console, f"has withdrawn from {'every run' if run_id == EVERY_RUN else f'run {run_id}'} since {since}")
+        run = "every run" if run_id == EVERY_RUN else f"run {run_id}"
+        say(console, escape(f"has withdrawn from {run} since {since}"))
 
 
 def show_audit(sentences: Sequence[str], problems: Sequence[str], log: Path, console: Console) -> None:
     """Tells what left, and whether the log is whole."""
     for sentence in sentences:
-        say(console, escape(sentence))
+        say_plain(console, sentence)
     for problem in problems:
         say(console, f"[bold red]broken[/] {escape(problem)}")
     if not problems:

@@ -8,15 +8,15 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from aecnn.console import say
+from aecnn.console import say_plain
 from client.node_log import NodeState
 
 SENTENCES: dict[NodeState, str] = {
     "starting": "the SuperNode starts",
     "connected": "connected to the centre",
     "unreachable": "the centre does not answer: trying until it does",
-    "refused": "the centre refuses this hospital's key (not enrolled, revoked, or a start within a minute of a crash): "
-    "trying again",
+    "refused": "the centre does not let this hospital in (it has only just started, or crashed within a minute, "
+    "or the key is not enrolled or revoked): trying again",
     "ended": "the SuperNode ended and is started again",
 }
 
@@ -35,7 +35,12 @@ class Display:
     ) -> None:
         self._console, self._connection, self._work = console, connection, work
         self._told: dict[str, str] = {}
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._bar = self._progress.add_task("", visible=False)
 
@@ -66,7 +71,7 @@ class Display:
     def _tell(self, about: str, sentence: str) -> None:
         if self._told.get(about) != sentence:
             self._told[about] = sentence
-            say(self._console, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}")
+            say_plain(self._console, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}")
 
 
 def sentence_of_work(work: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
 RETRY_INTERVAL_S, RETRY_FOR_S = 0.2, 10.0
 _LOST = (httpx.HTTPError, ObjectPullError, ObjectPushError, ObjectUnavailableError)
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -165,8 +166,10 @@ class TaskSource:
         heartbeat.start()
         status = SubStatus.FAILED
         try:
-            message, context, _run, _bundle = pull_task_input(client)  # the bundle is dropped here, unread
-            task = Task(message, context, client)
+            task = _pulled(client)
+            if task is None:
+                yield None
+                return
             yield task
             status = SubStatus.COMPLETED if task.is_answered else SubStatus.FAILED
         finally:
@@ -187,6 +190,16 @@ class TaskSource:
     def wait(self) -> None:
         """Waits a moment before the next question."""
         time.sleep(POLL_INTERVAL_S)
+
+
+def _pulled(client: RuntimeHttpClient) -> Task | None:
+    """The task, None where Flower itself cannot read its message: there is nothing to log or to answer then."""
+    try:
+        message, context, _run, _bundle = pull_task_input(client)  # the bundle is dropped here, unread
+    except _UNREADABLE as error:
+        log.error("A message that Flower cannot read came (%s): the SuperNode is told so", type(error).__name__)
+        return None
+    return Task(message, context, client)
 
 
 def _short_retries() -> RetryInvoker:

@@ -21,7 +21,8 @@ from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.findings import NUM_FINDINGS
 from client.deployment import deployment_of
 from client.guard_weights import checked_weights
-from client.policy import check_patients, planned_steps, policy_of
+from client.inventory import printable
+from client.policy import check_patients, check_validation, planned_steps, policy_of
 from client.refusal import RefusalError, refusal
 from client.site import Hospital, PolicyConfig, TrainingData, hospital_of, read_training_data
 from client.wire import request_of, to_array_record
@@ -65,7 +66,7 @@ def guard_egress(message: Message, context: Context, call_next: ClientAppCallabl
 
 
 def _refused(code: int, reason: str, message: Message, context: Context) -> Message:
-    log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], reason)
+    log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], printable(reason))
     context.state[DECISION] = ConfigRecord({"code": code, "reason": reason})
     return refusal(code, message)
 
@@ -84,6 +85,8 @@ def _leaving(message: Message, context: Context, call_next: ClientAppCallable) -
         return content
     data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
     check_patients(policy, data)
+    if kind == contract.EVALUATE:
+        check_validation(policy, data)
     for name, record in _rebuilt(answer, _Limits(kind, request, policy, data)).items():
         content[name] = record
     return content
@@ -123,15 +126,15 @@ def _refuse_unlisted(answer: RecordDict, kind: str) -> None:
 
 def _rebuilt(answer: RecordDict, limits: _Limits) -> dict[str, ConfigRecord | MetricRecord | ArrayRecord]:
     _refuse_unlisted(answer, limits.kind)
-    report = limits.policy.report
+    report, tells_validation = limits.policy.report, _tells_validation(limits)
     records: dict[str, ConfigRecord | MetricRecord | ArrayRecord] = {}
     if contract.COUNTS in answer:
         records[contract.COUNTS] = ConfigRecord(_counts(answer, limits).to_wire())
     if contract.REPORT in answer:
         records[contract.REPORT] = MetricRecord(_round_report(answer, limits).to_wire())
-    if contract.VALIDATION in answer and report.validation_sums:
+    if contract.VALIDATION in answer and report.validation_sums and tells_validation:
         records[contract.VALIDATION] = MetricRecord(_validation(answer, limits).to_wire())
-    if contract.HISTOGRAMS in answer and report.histograms:
+    if contract.HISTOGRAMS in answer and report.histograms and tells_validation:
         records[contract.HISTOGRAMS] = _histograms(answer, limits)
     if contract.WEIGHTS in answer:
         if contract.REPORT not in answer:
@@ -140,6 +143,16 @@ def _rebuilt(answer: RecordDict, limits: _Limits) -> dict[str, ConfigRecord | Me
         weights = _record(answer, contract.WEIGHTS, ArrayRecord)
         records[contract.WEIGHTS] = checked_weights(weights, plan.model, plan.images.input_size_px)
     return records
+
+
+def _tells_validation(limits: _Limits) -> bool:
+    """Whether enough patients validate; a training's answer leaves without their sums otherwise."""
+    try:
+        check_validation(limits.policy, limits.data)
+    except RefusalError as error:
+        log.info("No validation sums or histograms leave: %s", error)
+        return False
+    return True
 
 
 def _counts(answer: RecordDict, limits: _Limits) -> HospitalCounts:
@@ -159,6 +172,8 @@ def _round_report(answer: RecordDict, limits: _Limits) -> RoundReport:
     _refuse_more(report.alive_pixels or 0, report.lit_pixels or 0, "latent pixels")
     if report.num_steps < limits.policy.min_steps:
         raise _withheld(f"{report.num_steps} steps were made, policy.min_steps is {limits.policy.min_steps}")
+    if report.images_seen < limits.policy.min_patients:
+        raise _withheld(f"{report.images_seen} images were seen, policy.min_patients is {limits.policy.min_patients}")
     if limits.policy.report.training_sums:
         return report
     return report.model_copy(update=dict.fromkeys(("bce_sum", "mse_sum", "alive_pixels", "lit_pixels")))

@@ -16,6 +16,8 @@ from client.wire import packed_bytes, tensor_spans
 Inventory = dict[str, dict[str, Any]]  # record → {"scalars": …} or {"arrays": […]}
 
 _LONGEST_TEXT = 65_536  # characters of one scalar; longer ones are logged by their digest
+_LONGEST_REASON = 2_000  # characters of a sentence in a log
+_MOST_ITEMS = 20  # of a list that the centre sent, in a line of the log
 
 
 def inventory_of(content: RecordDict) -> Inventory:
@@ -26,6 +28,30 @@ def inventory_of(content: RecordDict) -> Inventory:
         else {"scalars": {key: _of_scalar(value) for key, value in record.items()}}
         for name, record in content.items()
     }
+
+
+def shortened(value: Any) -> Any:
+    """Gives what the centre sent as a line of the log may hold it: no control characters, and no endless lists.
+
+    The digests in it are of all that came. `_in_all` says how many there were where only the first are listed.
+    """
+    if isinstance(value, str):
+        return _without_control(value)
+    if isinstance(value, list):
+        return [shortened(part) for part in value[:_MOST_ITEMS]]
+    if not isinstance(value, dict):
+        return value
+    kept = {printable(key): shortened(part) for key, part in list(value.items())[:_MOST_ITEMS]}
+    for key, part in value.items():
+        if isinstance(part, list) and len(part) > _MOST_ITEMS and printable(key) in kept:
+            kept[f"{printable(key)}_in_all"] = len(part)
+    return kept | ({"_in_all": {"names": len(value)}} if len(value) > _MOST_ITEMS else {})
+
+
+def printable(text: str) -> str:
+    """Gives one line of text from outside: control characters cannot forge lines of a log, nor steer a terminal."""
+    short = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+    return _without_control(short)
 
 
 def digest_of(inventory: Mapping[str, Any]) -> str:
@@ -53,6 +79,10 @@ def request_digest(request: Request, inventory: Inventory) -> str:
         "plan": request.plan.model_dump(mode="json"),
     }
     return digest_of({"asked": asked, "with": arrays})
+
+
+def _without_control(text: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _of_array(name: str, array: Array) -> dict[str, Any]:

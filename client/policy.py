@@ -1,19 +1,24 @@
 """What a hospital lets itself be asked: its site file against each request, before anything is done for it."""
 
-import re
 from datetime import datetime, time
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
 
 from aecnn import contract
-from aecnn.config import HOSPITAL_NAME, Plan
+from aecnn.config import Plan
 from aecnn.contract import Request
+from aecnn.training.batches import Rows
 from aecnn.training.loop import batching_of
+from aecnn.training.seeds import derive_seed
 from client.refusal import RefusalError
 from client.site import AcceptedConfig, PolicyConfig, TrainingData, hospital_of, read_training_data
 from client.state import SiteState
 from client.wire import request_of
+
+LARGEST_BATCH, LARGEST_SIZE_PX = 4096, 4096  # beyond it one step takes more memory than a hospital has
 
 
 def refuse_against_policy(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -30,6 +35,10 @@ def refuse_against_policy(message: Message, context: Context, call_next: ClientA
         data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
         check_patients(policy, data)
         check_steps(policy, request.plan, data, kind)
+        if kind == contract.TRAIN:
+            check_batches(policy, request, data, hospital=hospital.config.name)
+        if kind == contract.EVALUATE:
+            check_validation(policy, data)
     return call_next(message, context)
 
 
@@ -55,14 +64,21 @@ def check_request(accept: AcceptedConfig, request: Request, kind: str) -> None:
     last_round = accept.max_rounds + (kind != contract.TRAIN)  # the last round's model is judged after it
     if kind not in contract.RECORDS_OF:
         faults.append(f"messages of type {kind!r} are not answered")
-    if re.match(HOSPITAL_NAME.rstrip("$") + r"\Z", request.run) is None:
-        faults.append(f"the run's name {request.run!r} cannot be a folder's")
     if request.round > last_round:
         faults.append(f"round {request.round} is asked for, policy.accept.max_rounds is {accept.max_rounds}")
     if accept.backbones is not None and plan.model.backbone not in accept.backbones:
         faults.append(
             f"the backbone is {plan.model.backbone}, policy.accept.backbones has {', '.join(accept.backbones)}"
         )
+    if accept.validation_fraction not in (None, request.validation_fraction):
+        faults.append(
+            f"the validation share is {request.validation_fraction}, policy.accept.validation_fraction is "
+            f"{accept.validation_fraction}"
+        )
+    if plan.training.batch_size > LARGEST_BATCH:
+        faults.append(f"batches of {plan.training.batch_size} images are asked for, {LARGEST_BATCH} are the most")
+    if plan.images.size_px > LARGEST_SIZE_PX:
+        faults.append(f"images of {plan.images.size_px} px are asked for, {LARGEST_SIZE_PX} are the most")
     if accept.requires_privacy and kind == contract.TRAIN:
         faults.append("the plan trains without differential privacy, policy.accept.requires_privacy is true")
     _refuse(faults)
@@ -74,10 +90,44 @@ def check_patients(policy: PolicyConfig, data: TrainingData) -> None:
     Raises:
         RefusalError: There are fewer than `policy.min_patients` in training.
     """
-    found = data.loaded.manifest.table["patient"].iloc[data.train_rows].nunique()
+    found = _patients_of(data, data.train_rows).size
     if found < policy.min_patients:
         reason = f"{found} patients are in training, policy.min_patients is {policy.min_patients}"
         raise RefusalError(contract.CODE_WITHHELD, reason)
+
+
+def check_batches(policy: PolicyConfig, request: Request, data: TrainingData, *, hospital: str) -> None:
+    """Lets no update leave that is made of too few patients: those in the batches that the training will draw.
+
+    Raises:
+        RefusalError: There are fewer than `policy.min_patients`.
+        ModelError: The plan's batches are too small for its model.
+    """
+    random = np.random.default_rng(derive_seed(request.seed, hospital, request.round))
+    found: set[str] = set()
+    for batch in batching_of(request.plan).batches(data.train_rows, random):
+        found.update(_patients_of(data, batch))
+        if len(found) >= policy.min_patients:
+            return
+    reason = f"{len(found)} patients are in the round's batches, policy.min_patients is {policy.min_patients}"
+    raise RefusalError(contract.CODE_WITHHELD, reason)
+
+
+def check_validation(policy: PolicyConfig, data: TrainingData) -> None:
+    """Lets nothing about the validation part leave where too few patients stand behind it; none at all hide nobody.
+
+    Raises:
+        RefusalError: There are fewer than `policy.min_patients`.
+    """
+    found = _patients_of(data, data.validation_rows).size
+    if 0 < found < policy.min_patients:
+        reason = f"{found} patients validate, policy.min_patients is {policy.min_patients}"
+        raise RefusalError(contract.CODE_WITHHELD, reason)
+
+
+def _patients_of(data: TrainingData, rows: Rows) -> NDArray[np.object_]:
+    """The distinct patients of some images."""
+    return np.asarray(data.loaded.manifest.table["patient"].iloc[rows].unique(), dtype=object)
 
 
 def check_steps(policy: PolicyConfig, plan: Plan, data: TrainingData, kind: str) -> None:
@@ -122,6 +172,33 @@ def check_available(policy: PolicyConfig | None, state: SiteState, request: Requ
         raise RefusalError(contract.CODE_LATER, f"paused since {since}")
     if policy is not None and policy.working_hours is not None and not is_within(policy.working_hours, now.time()):
         raise RefusalError(contract.CODE_LATER, f"{now:%H:%M} is outside policy.working_hours {policy.working_hours}")
+
+
+def check_memory(accept: AcceptedConfig, state: SiteState, request: Request, kind: str) -> None:
+    """Refuses what goes against what this hospital answered before, in this run or another.
+
+    Args:
+        accept: The site file's.
+        state: What was answered.
+        request: What is asked.
+        kind: Message type.
+
+    Raises:
+        RefusalError: With every fault.
+    """
+    runs, faults = state.answered_runs(), []
+    if kind == contract.DELIVER:
+        _refuse([] if request.run_id in runs else [f"run {request.run_id} delivers, and was never answered here"])
+        return
+    if request.run_id not in runs and len(runs) >= accept.max_runs:
+        faults.append(f"{len(runs)} runs were answered here, policy.accept.max_runs is {accept.max_runs}: raise it")
+    fraction = state.validation_fraction() if accept.validation_fraction is None else None
+    if fraction not in (None, request.validation_fraction):
+        faults.append(
+            f"the validation share is {request.validation_fraction}, and {fraction} was answered before: ask the "
+            f"centre to go back to {fraction}, or accept the new one for good with policy.accept.validation_fraction"
+        )
+    _refuse(faults)
 
 
 def is_within(working_hours: str, moment: time) -> bool:

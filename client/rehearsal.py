@@ -30,12 +30,15 @@ from client.desk import Desk
 from client.guard import ANSWERED
 from client.inventory import inventory_of
 from client.paths import SitePaths
+from client.policy import check_batches
+from client.refusal import RefusalError
 from client.site import SiteConfig, read_hospital, read_training_data
 from client.wire import packed_record
 
 SPEED_STEPS, WARM_UP_STEPS = 10, 2
 GPU_SIZE_PX, CPU_SIZE_PX = 256, 128
 MIN_PATIENTS = 40  # of the rehearsal, where the hospital has so many
+BATCH_SIZE = 8
 _VALIDATION_FRACTION = float(FederationConfig.model_fields["validation_fraction"].default)
 _NODE_ID, _CENTRE_ID = 2, 1
 
@@ -56,7 +59,7 @@ def rehearsal_plan(config: SiteConfig, *, steps: int) -> Plan:
     return Plan(
         images=ImagesConfig(size_px=GPU_SIZE_PX if is_gpu else CPU_SIZE_PX),
         model=ModelConfig(backbone=accepted[0]) if accepted else ModelConfig(),
-        training=TrainingConfig(batch_size=8, local_steps=steps, num_threads=os.cpu_count() or 1),
+        training=TrainingConfig(batch_size=BATCH_SIZE, local_steps=steps, num_threads=os.cpu_count() or 1),
     )
 
 
@@ -65,7 +68,8 @@ def rehearsal_site(paths: SitePaths) -> Iterator[Path]:
     """Gives a site file like the hospital's, of some of its patients, in a folder that is removed afterwards."""
     config = load_config(paths.site, SiteConfig)
     patients = read_hospital(paths.site).manifest.patients
-    most = max(MIN_PATIENTS, 2 * config.policy.min_patients if config.policy else 0)
+    floor = config.policy.min_patients if config.policy else 0
+    most = max(MIN_PATIENTS, round(2 * floor / _validation_fraction(config)))  # enough to train, and to validate
     folder = paths.state / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "state").mkdir(parents=True, mode=0o700)
@@ -87,7 +91,7 @@ def measure_speed(site: Path) -> Speed:
     config = load_config(site, SiteConfig)
     device = resolve_device(config.device)
     plan = rehearsal_plan(config, steps=1)
-    data = read_training_data(read_hospital(site), plan.images.size_px, _VALIDATION_FRACTION)
+    data = read_training_data(read_hospital(site), plan.images.size_px, _validation_fraction(config))
     model = build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px)
     for steps in (WARM_UP_STEPS, SPEED_STEPS):
         plan = rehearsal_plan(config, steps=steps)
@@ -99,13 +103,35 @@ def measure_speed(site: Path) -> Speed:
 def rehearse(site: Path) -> dict[str, Any]:
     """Lets the installed app answer a centre's first two messages, and gives what would leave as plain data."""
     config = load_config(site, SiteConfig)
-    steps = config.policy.min_steps if config.policy else 1
-    plan = rehearsal_plan(config, steps=steps)
+    plan = rehearsal_plan(config, steps=_enough_steps(site, config))
     weights = weights_of(build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px))
     desk = Desk(SitePaths(site.parent), app)  # its own audit log and replies
-    join, train = _message(contract.JOIN, plan, round_=0), _message(contract.TRAIN, plan, round_=1, weights=weights)
+    fraction = _validation_fraction(config)
+    join = _message(contract.JOIN, _request(plan, fraction, round_=0))
+    train = _message(contract.TRAIN, _request(plan, fraction, round_=1), weights=weights)
     messages = [_described(message, desk.answer(message), SitePaths(site.parent)) for message in (join, train)]
     return {"hospital": config.name, "plan": plan.model_dump(mode="json"), "messages": messages}
+
+
+def _enough_steps(site: Path, config: SiteConfig) -> int:
+    """The fewest steps whose batches have as many patients as the policy wants; one pass's where none have."""
+    policy, fraction, steps = config.policy, _validation_fraction(config), 1
+    if policy is None:
+        return steps
+    data = read_training_data(read_hospital(site), rehearsal_plan(config, steps=1).images.size_px, fraction)
+    for steps in range(policy.min_steps, policy.min_steps + data.train_rows.size // BATCH_SIZE + 1):
+        request = _request(rehearsal_plan(config, steps=steps), fraction, round_=1)
+        try:
+            check_batches(policy, request, data, hospital=config.name)
+        except RefusalError:
+            continue
+        break
+    return steps
+
+
+def _validation_fraction(config: SiteConfig) -> float:
+    accepted = config.policy.accept.validation_fraction if config.policy else None
+    return accepted or _VALIDATION_FRACTION
 
 
 def _described(message: Message, reply: Message, paths: SitePaths) -> dict[str, Any]:
@@ -133,20 +159,23 @@ def _name_of(device: torch.device, plan: Plan) -> str:
     return f"{found.name}, {found.total_memory / 1e9:.0f} GB"
 
 
-def _message(message_type: str, plan: Plan, *, round_: int, weights: Weights | None = None) -> Message:
-    request = Request(
+def _request(plan: Plan, validation_fraction: float, *, round_: int) -> Request:
+    return Request(
         run="rehearsal",
         run_id="0" * 16,
         round=round_,
         seed=0,
         plan_json=plan.model_dump_json(),
-        validation_fraction=_VALIDATION_FRACTION,
+        validation_fraction=validation_fraction,
     )
+
+
+def _message(message_type: str, request: Request, *, weights: Weights | None = None) -> Message:
     content = RecordDict({contract.REQUEST: ConfigRecord(request.to_wire())})
     if weights is not None:
         content[contract.WEIGHTS] = packed_record(weights)
     # Flower reads the sender of a new message from the process's identity.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _CENTRE_ID
     message = Message(content, _NODE_ID, message_type)
-    message.metadata.__dict__["_message_id"] = f"rehearsal-{round_}"  # as Flower's own grids do when they send
+    message.metadata.__dict__["_message_id"] = f"rehearsal-{request.round}"  # as Flower's own grids do when they send
     return message

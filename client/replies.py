@@ -1,12 +1,12 @@
 """Replies that outlive a crash: kept on disk before they leave, and sent again when the same is asked again.
 
 A hospital answers a round once. Who asks the same again gets the same bytes; who asks for something else under the
-same run, kind and round gets nothing, else the difference of two answers could tell what one answer hides.
+same run, kind and round gets nothing, else the difference of two answers could tell what one answer hides. Nor does
+who would get other content for the same: after the policy or a list of withdrawn patients changed, or a lost file.
 A reply's file is a safetensors file: each array's bytes, and in the header's metadata all else.
 """
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,6 @@ from client.files import write_durably
 from client.inventory import Inventory, digest_of, inventory_of
 from client.refusal import RefusalError
 from client.state import ReplyRow, RequestKey, SiteState
-
-log = logging.getLogger(__name__)
 
 KEPT_KINDS = (contract.TRAIN, contract.EVALUATE)  # the others tell the present state, and take no time
 ROUNDS_KEPT = 2
@@ -37,7 +35,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, and under which policy it would be answered."""
+    """One request, and under which policy and consent lists it would be answered."""
 
     key: RequestKey
     request: str  # digest
@@ -57,25 +55,20 @@ class ReplyStore:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def find(self, asked: Asked) -> Kept | None:
-        """Gives the content that the same request was answered with, None where it has to be made (again).
-
-        A reply made under another policy is made anew: what the site file allowed then may not leave now.
+        """Gives the content that the same request was answered with, None where it was not answered yet.
 
         Raises:
-            RefusalError: Something else was asked under the same run, kind and round, and was answered.
+            RefusalError: The run, kind and round was answered, and the same bytes may not or cannot be sent again.
         """
         row = self._state.find_reply(asked.key)
         if row is None:
             return None
         if row.request != asked.request:
-            key = asked.key
-            raise RefusalError(
-                contract.CODE_AGAINST_POLICY,
-                f"a {key.kind} request of round {key.round} of run {key.run_id} was answered, and now says something "
-                "else: a round is answered once",
-            )
-        if row.policy != asked.policy or row.file is None:
-            return None
+            raise _answered_once(asked.key, "now says something else")
+        if row.policy != asked.policy:
+            raise _answered_once(asked.key, "the policy or a list of withdrawn patients changed since")
+        if row.file is None:
+            raise _answered_once(asked.key, "the answer is too old to be kept")
         return self._read(row, row.file)
 
     def keep(self, asked: Asked, reply: Kept) -> None:
@@ -95,17 +88,23 @@ class ReplyStore:
             if file.name not in kept:
                 file.unlink(missing_ok=True)
 
-    def _read(self, row: ReplyRow, name: str) -> Kept | None:
+    def _read(self, row: ReplyRow, name: str) -> Kept:
         try:
             content = _unpacked(self._folder / name)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            log.warning("The reply kept in %s cannot be read (%s): it is made again", name, error)
-            return None
+            raise _answered_once(row.key, f"the answer kept in {name} cannot be read ({error})") from error
         inventory = inventory_of(content)
         if digest_of(inventory) != row.content:
-            log.warning("The reply kept in %s is not the one that was sent: it is made again", name)
-            return None
+            raise _answered_once(row.key, f"the answer kept in {name} is not the one that was made")
         return Kept(content, inventory)
+
+
+def _answered_once(key: RequestKey, why: str) -> RefusalError:
+    return RefusalError(
+        contract.CODE_AGAINST_POLICY,
+        f"a {key.kind} request of round {key.round} of run {key.run_id} was answered, and {why}: a round is answered "
+        "once. The next round is answered as usual",
+    )
 
 
 def _packed(content: RecordDict) -> list[bytes]:

@@ -54,11 +54,15 @@ def make_folder(
     data = Path(os.path.abspath(data.expanduser()))
     if not data.exists():
         raise ConfigError("--data", [f"{data} is not there: give the folder that holds the table and the images"])
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     site = site_file_text(
         name=name, validation_key=secrets.token_hex(16), device=device, local_port=local_port, data=data
     )
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))  # 0700
+    parent = folder.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))  # 0700
+    except OSError as error:
+        raise ConfigError(folder, [f"cannot be made ({error.strerror}): give a folder you may write to"]) from error
     try:
         made = _fill(SitePaths(unfinished), federation, file, site)
         unfinished.rename(folder.absolute())

@@ -59,7 +59,9 @@ class AcceptedConfig(StrictModel):
     """What the centre may ask for; anything else is refused."""
 
     max_rounds: int = Field(default=100, ge=1)  # of one run
+    max_runs: int = Field(default=20, ge=1)  # answered in the life of the folder: a new run would begin max_rounds anew
     max_steps_per_round: int = Field(default=20_000, ge=1)
+    validation_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)  # None: the first that was asked for
     backbones: tuple[Backbone, ...] | None = None  # None: every one this software has
     released_files: bool = True  # the released model, report and model card are kept in models/
     requires_privacy: bool = False  # True: nothing is trained without differential privacy
@@ -70,7 +72,7 @@ class PolicyConfig(StrictModel):
 
     report: ReportConfig = ReportConfig()
     accept: AcceptedConfig = AcceptedConfig()
-    min_patients: int = Field(default=10, ge=1)  # with fewer in training, nothing leaves
+    min_patients: int = Field(default=10, ge=1)  # with fewer in a round's training, nothing leaves of it
     min_steps: int = Field(default=1, ge=1)  # in a round, or its weights do not leave
     working_hours: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
 
@@ -176,7 +178,7 @@ def _read_share(config: SimulationConfig, partition: int, count: int) -> Hospita
 
 
 _hospitals: dict[Hashable, tuple[ConsentState, StrictModel, Hospital]] = {}
-_training_data: WeakKeyDictionary[Hospital, dict[tuple[int, float], TrainingData]] = WeakKeyDictionary()
+_training_data: WeakKeyDictionary[Hospital, tuple[tuple[int, float], TrainingData]] = WeakKeyDictionary()
 
 
 def _kept(key: Hashable, config: SiteConfig | SimulationConfig, read: Callable[[], Hospital]) -> Hospital:
@@ -191,15 +193,17 @@ def _kept(key: Hashable, config: SiteConfig | SimulationConfig, read: Callable[[
 
 
 def read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:
-    """Decodes a hospital's images once for the life of the process and splits them by patient.
+    """Decodes a hospital's images and splits them by patient, once for as long as size and split stay the same.
 
     Raises:
         ManifestError: Images are unreadable and the site file does not say to skip them, or a part is empty.
     """
-    kept, key = _training_data.setdefault(hospital, {}), (size_px, validation_fraction)
-    if key not in kept:
-        kept[key] = _read_training_data(hospital, size_px, validation_fraction)
-    return kept[key]
+    kept, key = _training_data.get(hospital), (size_px, validation_fraction)
+    if kept is None or kept[0] != key:
+        kept = None
+        _training_data.pop(hospital, None)  # before more is decoded: memory holds one set of images
+        kept = _training_data[hospital] = (key, _read_training_data(hospital, size_px, validation_fraction))
+    return kept[1]
 
 
 def _read_training_data(hospital: Hospital, size_px: int, validation_fraction: float) -> TrainingData:

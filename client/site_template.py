@@ -67,7 +67,8 @@ data:
 policy:
   # What may leave and what may be asked. Without this section nothing leaves.
   min_patients: 10
-    # With fewer patients in training, nothing leaves.
+    # With fewer patients in training, nothing leaves; with fewer in one round's batches, nothing of that round.
+    # With fewer that validate, no validation sums or histograms leave.
   min_steps: 1
     # With fewer training steps in a round, its weights do not leave.
   working_hours: null
@@ -85,6 +86,11 @@ policy:
     # What the centre may ask for; anything else is refused.
     max_rounds: 100
       # Of one run.
+    max_runs: 20
+      # Different runs that are answered in the life of this folder. Each new one begins max_rounds anew.
+    validation_fraction: null
+      # Share of the patients who validate, the only one that is accepted. null: the first that the centre asks for
+      # holds for the life of this folder. The difference of two shares' sums could tell of the few patients between.
     max_steps_per_round: 20000
     backbones: null
       # Such as [densenet121, resnet50]. null: every one this software has.

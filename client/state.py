@@ -1,4 +1,4 @@
-"""What a hospital's client must not forget: the head of its audit log, the replies it gave, pause and withdrawal.
+"""What a hospital's client must not forget: its audit log's head, replies, pause, withdrawal and validation share.
 
 One SQLite file (0600). Every change is on disk before the call returns, and the worker and ``aecnn-client`` may use it
 at the same time.
@@ -16,9 +16,9 @@ from aecnn.contract import AuditHead
 from aecnn.errors import FederationError
 
 EVERY_RUN = "*"
-_VERSION = 1
 _BUSY_TIMEOUT_S = 30.0
-_TABLES = """
+_TABLES = (  # by the version that brought them
+    """
 CREATE TABLE audit (id INTEGER PRIMARY KEY CHECK (id = 1), length INTEGER NOT NULL, head TEXT NOT NULL);
 CREATE TABLE replies (
     run_id TEXT NOT NULL, kind TEXT NOT NULL, round INTEGER NOT NULL,
@@ -27,7 +27,11 @@ CREATE TABLE replies (
 );
 CREATE TABLE pause (id INTEGER PRIMARY KEY CHECK (id = 1), since TEXT NOT NULL);
 CREATE TABLE withdrawn (run_id TEXT PRIMARY KEY, since TEXT NOT NULL);
-"""
+""",
+    """
+CREATE TABLE validation (id INTEGER PRIMARY KEY CHECK (id = 1), fraction REAL NOT NULL);
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class ReplyRow:
 
     key: RequestKey
     request: str  # digest of what was asked
-    policy: str  # digest of the policy under which it was made
+    policy: str  # digest of the policy and the consent lists under which it was made
     content: str  # digest of the reply's content
     file: str | None  # None: too old to be kept
 
@@ -67,12 +71,14 @@ class SiteState:
             os.close(os.open(database, os.O_WRONLY | os.O_CREAT, 0o600))  # SQLite gives its side files the same mode
         with self._transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _TABLES.strip().rstrip(";").split(";"):
+            if version > len(_TABLES):
+                raise FederationError(
+                    f"{database} has version {version}, this software reads {len(_TABLES)}: update it"
+                )
+            for statements in _TABLES[version:]:
+                for statement in statements.strip().rstrip(";").split(";"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise FederationError(f"{database} has version {version}, this software reads {_VERSION}: update it")
+            connection.execute(f"PRAGMA user_version = {len(_TABLES)}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -117,6 +123,22 @@ class SiteState:
                 "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (key.run_id, key.kind, key.round, reply.request, reply.policy, reply.content, reply.file, _now()),
             )
+
+    def answered_runs(self) -> set[str]:
+        """Gives the runs for which a round was ever answered: trained, or judged."""
+        with self._transaction() as connection:
+            return {row[0] for row in connection.execute("SELECT DISTINCT run_id FROM replies")}
+
+    def validation_fraction(self) -> float | None:
+        """Gives the share of the patients who validate here, None before the first answer."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT fraction FROM validation").fetchone()
+        return None if row is None else float(row[0])
+
+    def set_validation_fraction(self, fraction: float) -> None:
+        """Notes the share of the patients who validate here."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO validation VALUES (1, ?)", (fraction,))
 
     def forget_files(self, *, run_id: str, before_round: int) -> None:
         """Notes that the replies of other runs and of earlier rounds are not kept; that they were given stays known."""

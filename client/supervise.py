@@ -1,10 +1,12 @@
 """``aecnn-client start``: the SuperNode and the worker as one group, kept running for as long as it takes."""
 
+import logging
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from aecnn.console import say
 from aecnn.enrolment import FederationFile
@@ -14,10 +16,12 @@ from client.check import check_files
 from client.connection import is_port_free, node_environment
 from client.display import Display
 from client.flower import supernode_command
-from client.node_log import BEGIN_OF_LOG, node_state, supernode_log
+from client.node_log import BEGIN_OF_LOG, NodeState, node_state, supernode_log
 from client.paths import SitePaths
 from client.site import SiteConfig
 from client.status import read_work
+
+log = logging.getLogger(__name__)
 
 STOPPED_BY_SIGNAL = 130
 
@@ -61,16 +65,25 @@ def run_client(paths: SitePaths, console: Console) -> int:
         display = Display(console, connection=lambda: node_state(supernode_log(paths)), work=lambda: read_work(paths))
 
         def tend() -> None:
-            if display.update() == "connected":
+            if _shown(display) == "connected":
                 paths.old_key.unlink(missing_ok=True)  # the key made last is the one the centre knows
 
-        say(console, f"{config.name} goes to {federation.address}; Ctrl-C or `aecnn-client stop` ends it")
+        say(console, f"{config.name} goes to {escape(federation.address)}; Ctrl-C or `aecnn-client stop` ends it")
         with display:
             code = run_until_ended(group, on_tick=tend)
     finally:
         lock.release()
     say(console, "stopped")
     return 0 if code == STOPPED_BY_SIGNAL else code
+
+
+def _shown(display: Display) -> NodeState | None:
+    """Shows how things stand; what goes wrong with that never ends the client, and gives None."""
+    try:
+        return display.update()
+    except Exception:
+        log.exception("The display failed; the client goes on")
+        return None
 
 
 def _commands(paths: SitePaths, config: SiteConfig, federation: FederationFile) -> list[Command]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from tokenize import TokenError
 from typing import cast
 
 import numpy as np
@@ -23,6 +24,10 @@ from aecnn.model.weights import Weights, pack_weights, unpack_weights
 NUMPY = "numpy.ndarray"  # how Flower calls an npy file
 _LONGEST_NPY_HEADER = 1024
 _LONGEST_HEADER = 100_000_000  # of a safetensors file, by its own definition
+_MALFORMED = (  # what numpy's and json's readers, and ours, raise on headers made with ill will
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TokenError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def packed_bytes(array: Array) -> memoryview:
         if array.stype != NUMPY or npy.read_magic(start) != (1, 0):
             raise ValueError(f"an array of kind {array.stype!r}")
         shape, _, dtype = npy.read_array_header_1_0(start)
-    except ValueError as error:
+    except _MALFORMED as error:
         raise CheckpointError("the arriving weights", [f"are no npy file of version 1 ({error})"]) from error
     if dtype != np.uint8 or shape != (len(array.data) - start.tell(),):
         raise CheckpointError("the arriving weights", [f"are {dtype} {shape}, expected one row of uint8"])
@@ -130,7 +135,7 @@ def tensor_spans(packed: memoryview) -> list[TensorSpan]:
             for name, tensor in header.items()
             if name != "__metadata__"
         ]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except _MALFORMED as error:
         raise CheckpointError("weights", [f"are no safetensors file ({error})"]) from error
     if any(not begin <= span.start <= span.end <= len(packed) for span in spans):
         raise CheckpointError("weights", ["hold a tensor that ends outside the file"])

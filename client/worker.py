@@ -1,7 +1,7 @@
 """The worker: takes the centre's messages from this hospital's SuperNode and answers them with the installed app.
 
-``python -m client.worker DIR``. It stays warm: model, decoded images and GPU are kept from round to round. The bundle
-of code that the centre sends with a run is dropped unread. SIGTERM ends it at once: a training goes on from its
+``python -P -m client.worker DIR``. It stays warm: model, decoded images and GPU are kept from round to round. The
+bundle of code that the centre sends with a run is dropped unread. SIGTERM ends it at once: a training goes on from its
 checkpoint when the centre asks again.
 """
 
@@ -16,6 +16,7 @@ from aecnn.config import load_config
 from aecnn.errors import AecnnError
 from client.app import app
 from client.desk import Desk
+from client.inventory import printable
 from client.paths import SitePaths
 from client.progress import STOPPED, Progress
 from client.site import SiteConfig
@@ -65,7 +66,7 @@ def _answer_next(source: "TaskSource", desk: Desk) -> bool:
                 return False
             kind = task.message.metadata.message_type
             begin = time.monotonic()
-            log.info("A message of type %s came", kind)
+            log.info("A message of type %s came", printable(kind))
             reply = desk.answer(task.message)
             task.answer(reply)
             said = "an answer" if reply.has_content() else f"code {reply.error.code}"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -12,9 +13,10 @@ from aecnn.contract import Request
 from aecnn.model.joint import build_model
 from aecnn.model.weights import Weights, weights_of
 from client.paths import SitePaths
-from client.wire import packed_record
+from client.wire import packed_record, to_array_record
 
 RUN_ID = "0123456789abcdef"
+FEW_PATIENTS = 3
 PLAN = Plan(
     images=ImagesConfig(size_px=64),
     model=ModelConfig(backbone="resnet18"),
@@ -31,7 +33,8 @@ def hospital_folder(folder: Path, data_root: Path, **policy) -> SitePaths:
 
 
 def write_site(paths: SitePaths, data_root: Path, *, has_policy: bool = True, **policy) -> None:
-    """Writes the site file, in place of another."""
+    """Writes the site file, in place of another; the few patients of tests are enough where nothing is said."""
+    policy = {"min_patients": FEW_PATIENTS} | policy
     document = {"name": "st-mary", "validation_key": "a-long-secret", "device": "cpu", "data": {"root": str(data_root)}}
     paths.site.write_text(yaml.safe_dump(document | ({"policy": policy} if has_policy else {})))
 
@@ -55,7 +58,9 @@ def centre_message(kind: str, *, weights: Weights | None = None, files=None, mes
     if weights is not None:
         content[contract.WEIGHTS] = packed_record(weights)
     if files is not None:
-        content[contract.FILES] = ConfigRecord(files)
+        content[contract.FILES] = to_array_record(
+            {name: np.frombuffer(file, np.uint8) if isinstance(file, bytes) else file for name, file in files.items()}
+        )
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     message = Message(content, 2, kind)
     message.metadata.__dict__["_message_id"] = message_id

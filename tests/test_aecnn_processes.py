@@ -65,6 +65,22 @@ def test_code_that_lies_beside_the_logs_is_not_run(tmp_path):
     assert command.log_file.read_text().split() == ["child"]
 
 
+def test_a_restart_for_which_the_machine_has_no_room_is_tried_again(tmp_path, quick, monkeypatch):
+    real, refusals = subprocess.Popen, iter([BlockingIOError(11, "Resource temporarily unavailable")] * 2)
+
+    def popen(*arguments, **settings):
+        for error in refusals:
+            raise error
+        return real(*arguments, **settings)
+
+    counter = tmp_path / "count"
+    with _running(_command(tmp_path, f"open({str(counter)!r}, 'a').write('x')")) as group:
+        assert eventually(lambda: counter.exists())
+        monkeypatch.setattr(aecnn.processes.subprocess, "Popen", popen)
+        assert eventually(lambda: group.tend() is None and len(counter.read_text()) >= 2)
+    assert list(refusals) == []
+
+
 def test_a_child_that_ends_is_started_again_and_again(tmp_path, quick):
     counter = tmp_path / "count"
     code = f"open({str(counter)!r}, 'a').write('x')"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -146,12 +148,22 @@ def test_a_log_that_does_not_fit_can_be_put_aside_and_the_new_one_says_so(path, 
 
 
 def test_a_later_version_of_the_state_is_refused(tmp_path, state):
-    import sqlite3
-
     from aecnn.errors import FederationError
 
     with sqlite3.connect(tmp_path / "state" / "state.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(FederationError, match="version 2"):
+        connection.execute("PRAGMA user_version = 3")
+    with pytest.raises(FederationError, match="version 3"):
         SiteState(tmp_path / "state" / "state.sqlite")
     assert os.stat(tmp_path / "state" / "state.sqlite").st_mode & 0o777 == 0o600
+
+
+def test_a_state_of_the_first_version_is_taken_over(tmp_path):
+    state = SiteState(tmp_path / "state" / "state.sqlite")
+    state.withdraw("a" * 16)
+    with closing(sqlite3.connect(tmp_path / "state" / "state.sqlite", isolation_level=None)) as connection:
+        connection.execute("DROP TABLE validation")
+        connection.execute("PRAGMA user_version = 1")
+    again = SiteState(tmp_path / "state" / "state.sqlite")
+    again.set_validation_fraction(0.1)
+    assert again.validation_fraction() == 0.1
+    assert again.is_withdrawn("a" * 16)

@@ -23,7 +23,7 @@ from client.check import check_connection, check_files
 from client.check_command import run_checks
 from client.connection import node_environment, proxy_for, try_to_connect
 from client.node_log import node_state
-from client.rehearsal import Speed, rehearsal_plan
+from client.rehearsal import Speed, rehearsal_plan, rehearsal_site, rehearse
 from client.setup import public_key_of, rotate_key
 from client.site import SiteConfig
 from hospital_in_folder import aecnn_client, client_started, federation_file, make_hospital
@@ -267,7 +267,8 @@ def test_the_last_sign_of_the_supernodes_log_counts(line, state):
 def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_knows(
     phantom_64px, tmp_path, threads_kept
 ):
-    paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", positives="false")
+    # Two patients validate: with a higher floor neither validation sums nor histograms would leave.
+    paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", positives="false", min_patients="2")
     found = run_checks(paths.folder, labels_only=True)
     checks = _by_name(found.outcomes)
     assert checks["would-leave"].status == checks["device"].status == checks["patients"].status == "pass"
@@ -287,6 +288,14 @@ def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_
     assert {tensor["name"]: tensor["shape"] for tensor in weights["tensors"]} == shapes
     assert not paths.audit_log.exists()
     assert {path.name for path in paths.state.iterdir()} == {"secret", "would-leave.json"}
+
+
+def test_the_rehearsal_takes_as_many_steps_as_the_floor_of_patients_asks_for(phantom_64px, tmp_path):
+    paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", min_patients="10")
+    with rehearsal_site(paths) as site:
+        _, train = rehearse(site)["messages"]
+    assert set(train["records"]) == {"origin", "audit", "report", "weights"}  # two patients validate
+    assert 1 < train["records"]["report"]["scalars"]["num-steps"] <= 4
 
 
 def test_a_hospital_below_its_own_floor_sees_that_nothing_would_leave(phantom_64px, tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
-from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskResponse, SendTaskHeartbeatRequest, SendTaskHeartbeatResponse
+from flwr.proto.task_pb2 import Task
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from client import flower
@@ -59,6 +61,29 @@ def test_a_node_that_refuses_the_secret_is_a_lost_node(forgetful_node):
     node, _ = forgetful_node
     with pytest.raises(NodeLostError), TaskSource(node).next_task():
         pass
+
+
+def test_a_message_that_flower_cannot_read_fails_its_task_and_not_the_worker(monkeypatch, caplog):
+    told = []
+
+    class Node:
+        """A SuperNode with one task."""
+
+        from_server_address = staticmethod(lambda *arguments, **more: Node())
+        close = staticmethod(lambda: None)
+        SendTaskHeartbeat = staticmethod(lambda asked: SendTaskHeartbeatResponse(success=True))
+        AcquireTask = staticmethod(lambda asked: AcquireTaskResponse(task=Task(), token="t"))  # noqa: S106 - of nobody
+        PushTaskOutput = staticmethod(told.append)
+
+    def unreadable(client):
+        raise ValueError("Invalid message type")
+
+    monkeypatch.setattr(flower, "RuntimeHttpClient", Node)
+    monkeypatch.setattr(flower, "pull_task_input", unreadable)
+    with TaskSource(LocalNode(port=1, secret=b"s" * 32)).next_task() as task:
+        assert task is None
+    assert [answer.sub_status for answer in told] == [SubStatus.FAILED]
+    assert "cannot read" in caplog.text
 
 
 def test_a_node_that_is_not_there_has_no_task(monkeypatch):

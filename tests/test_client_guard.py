@@ -1,9 +1,11 @@
 """The egress guard: whatever a handler answers, nothing leaves that is not on the list."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import save
@@ -18,7 +20,7 @@ from client.app import app as installed_app
 from client.guard import guard_egress
 from client.policy import refuse_against_policy
 from client.wire import packed_record, to_array_record
-from hospital_in_process import asked, centre_message, hospital_folder, initial_weights, write_site
+from hospital_in_process import PLAN, asked, centre_message, hospital_folder, initial_weights, write_site
 
 PATIENT = "patient-4711"
 
@@ -286,6 +288,37 @@ def test_too_few_patients_or_steps_let_nothing_leave(phantom_64px, site, weights
     write_site(site, phantom_64px, min_steps=2)
     content = _with(_scalar(contract.REPORT, MetricRecord, **{"num-steps": 1, "images-seen": 4}))(weights)
     _assert_code(asked(_answering(content), centre_message(contract.TRAIN, weights=weights), site), CODE_WITHHELD)
+
+
+def test_with_few_patients_in_validation_an_update_leaves_without_sums_and_a_judgement_not(phantom_64px, site, weights):
+    few = {"validation_fraction": 0.1}  # 2 patients
+    write_site(site, phantom_64px, min_patients=3)
+    reply = asked(_answering(_honest(weights)), centre_message(contract.TRAIN, weights=weights, **few), site)
+    assert set(reply.content) == {contract.ORIGIN, contract.REPORT, contract.WEIGHTS}
+    calls = []
+    app = _guarded(lambda message, context: calls.append(message), contract.EVALUATE)
+    _assert_code(asked(app, centre_message(contract.EVALUATE, weights=weights, **few), site), CODE_WITHHELD)
+    assert calls == []
+
+
+def test_an_update_of_fewer_images_than_the_floor_of_patients_does_not_leave(phantom_64px, site, weights):
+    write_site(site, phantom_64px, min_patients=5)
+    content = _with(_scalar(contract.REPORT, MetricRecord, **{"images-seen": 4}))(weights)
+    _assert_code(asked(_answering(content), centre_message(contract.TRAIN, weights=weights), site), CODE_WITHHELD)
+
+
+def test_more_threads_than_processors_are_not_taken(site, weights, caplog):
+    plan = PLAN.model_copy(update={"training": PLAN.training.model_copy(update={"num_threads": 10**6})})
+    before = torch.get_num_threads()
+    try:
+        judged = [
+            asked(installed_app, centre_message(contract.EVALUATE, weights=weights, plan=plan), site) for _ in range(2)
+        ]
+        assert torch.get_num_threads() == os.cpu_count()
+    finally:
+        torch.set_num_threads(before)
+    assert all(reply.has_content() for reply in judged)
+    assert caplog.text.count("1000000 threads") == 1
 
 
 def test_the_installed_app_trains_judges_and_joins_under_the_default_policy(site, weights):

@@ -2,6 +2,7 @@
 
 import re
 import stat
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -191,3 +192,9 @@ def test_a_key_that_others_may_read_is_refused(phantom_64px, tmp_path):
     paths.key.chmod(0o600)
     with pytest.raises(ConfigError, match="no private key"):
         public_key_of(paths.key)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    federation = federation_file(tmp_path / "federation.yaml")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        make_folder(Path("/proc/nobody/site"), federation=federation, name="a", data=tmp_path)

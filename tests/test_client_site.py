@@ -12,6 +12,7 @@ import yaml
 from aecnn.config import ScannerConfig
 from aecnn.data.scanner import shifted
 from aecnn.errors import ConfigError, FederationError, ManifestError
+from client import site as site_module
 from client.site import hospital_of, read_hospital, read_training_data
 from conftest import PROJECT
 
@@ -129,6 +130,21 @@ def test_a_table_by_its_own_path_keeps_the_lists_beside_it(phantom_64px, tmp_pat
         read_hospital(_site(tmp_path / name, root)) for name, root in (("t", table), ("f", phantom_64px))
     )
     assert by_table.manifest.table.equals(by_folder.manifest.table)
+
+
+def test_images_decoded_for_another_size_or_split_are_forgotten(phantom_64px, tmp_path, monkeypatch):
+    hospital = read_hospital(_site(tmp_path, phantom_64px))
+    forgotten = weakref.ref(read_training_data(hospital, 32, 0.3))
+    decode, alive = site_module.load_images, []
+
+    def load_images(*arguments, **more):
+        gc.collect()
+        alive.append(forgotten())
+        return decode(*arguments, **more)
+
+    monkeypatch.setattr(site_module, "load_images", load_images)
+    read_training_data(hospital, 64, 0.3)
+    assert alive == [None]
 
 
 def test_a_patient_who_withdraws_is_gone_with_the_next_message(phantom_64px, tmp_path):

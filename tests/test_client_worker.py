@@ -83,7 +83,7 @@ def test_a_folder_that_is_not_in_order_keeps_the_worker_closed_with_a_sentence(s
 
 @pytest.mark.slow
 def test_the_worker_waits_for_a_supernode_that_is_not_there_and_ends_at_once_when_asked(site):
-    command = [sys.executable, "-m", "client.worker", str(site.folder)]
+    command = [sys.executable, "-P", "-m", "client.worker", str(site.folder)]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 120
         while not site.status.exists() and time.monotonic() < deadline:
