@@ -37,8 +37,8 @@ def picture(console: Console, name: str, title: str) -> None:
 
 
 def federation(centre: Path) -> Console:
-    """Shows the newest run's table."""
-    run = max((centre / "runs").iterdir(), key=lambda path: path.name)
+    """Shows the first run's table."""
+    run = min((centre / "runs").iterdir(), key=lambda path: path.name)
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(rounds_table(HistoryReader(run / "history.jsonl").new_events()))
     return console
