@@ -64,6 +64,13 @@ def describe(path: Path) -> list[str]:
     return list(_sentences(path)) if path.exists() else []
 
 
+def known_runs(path: Path) -> dict[str, str]:
+    """Gives the names of the runs that ever asked something of this hospital, by run id."""
+    if not path.exists():
+        return {}
+    return {line["run_id"]: line["run"] for line in _lines(path) if line.get("run_id") is not None}
+
+
 def _sentences(path: Path) -> Iterator[str]:
     for line in _lines(path):
         direction, where = line.get("direction"), _where(line)

@@ -221,7 +221,9 @@ def withdraw(
     folder: FolderOption = Path(),
     run: Annotated[
         str | None,
-        typer.Option(metavar="RUN_ID", help="Only from this run (status and audit name it).", show_default=False),
+        typer.Option(
+            metavar="RUN", help="Only from this run: its id, or its name as audit tells it.", show_default=False
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -230,12 +232,15 @@ def withdraw(
     What already left cannot be called back: an update that was averaged stays in the model. To leave for good, have
     the centre revoke this hospital's key as well.
     """
+    from client.dialogue import run_named
+    from client.paths import SitePaths
     from client.state import EVERY_RUN
 
-    what = "every run" if run is None else f"run {run}"
+    run_id = EVERY_RUN if run is None else run_named(run, SitePaths(folder))
+    what = "every run" if run is None else f"run {run_id}"
     if not yes and not (sys.stdin.isatty() and typer.confirm(f"Take no further part in {what}?")):
         raise ConfigError("aecnn-client withdraw", ["was not confirmed: answer y at a terminal, or give --yes"])
-    _state(folder).withdraw(EVERY_RUN if run is None else run)
+    _state(folder).withdraw(run_id)
     say(Console(), f"withdrawn from {escape(what)}: aecnn-client resume --rejoin undoes it")
 
 

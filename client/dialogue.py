@@ -11,6 +11,7 @@ from rich.markup import escape
 from aecnn.console import say, say_plain
 from aecnn.enrolment import EnrolmentRequest
 from aecnn.errors import ConfigError
+from client.audit import known_runs
 from client.display import SENTENCES, sentence_of_work
 from client.paths import SitePaths
 from client.state import EVERY_RUN
@@ -33,6 +34,23 @@ def ask_for(given: Mapping[str, object]) -> dict[str, str]:
     if missing and not sys.stdin.isatty():
         raise ConfigError("aecnn-client init", [f"--{name} is missing: {_QUESTIONS[name]}" for name in missing])
     return {name: str(typer.prompt(_QUESTIONS[name]) if name in missing else value) for name, value in given.items()}
+
+
+def run_named(text: str, paths: SitePaths) -> str:
+    """Gives the id of the run that a person means by its id or its name; only a run that ever asked something counts.
+
+    Raises:
+        ConfigError: It is none, or several have this name.
+    """
+    runs = known_runs(paths.audit_log)
+    found = [run_id for run_id, name in runs.items() if text in (run_id, name)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{run_id} ({name})" for run_id, name in runs.items()) or "none yet"
+    problem = (
+        "is the name of several runs: give the id" if found else "is no run that asked this hospital for something"
+    )
+    raise ConfigError("--run", [f"{text!r} {problem}; known: {known}. Without --run you withdraw from every run"])
 
 
 def show_request(made: EnrolmentRequest, folder: Path, console: Console, *, is_first: bool = False) -> None:

@@ -89,7 +89,13 @@ def test_pause_resume_and_withdrawal_are_noted_for_the_worker_and_shown(hospital
     aecnn_client("pause", "-f", hospital.folder)
     assert SiteState(hospital.database).paused_since() is not None
     assert "pauses since" in aecnn_client("status", "-f", hospital.folder)[0]
-    aecnn_client("withdraw", "-f", hospital.folder, "--run", "0123456789abcdef", "--yes")
+    AuditLog(hospital.audit_log, SiteState(hospital.database)).append(
+        {"direction": "in", "decision": "received", "kind": "query", "run": "chest", "run_id": "0123456789abcdef"}
+    )
+    _, told = aecnn_client("withdraw", "-f", hospital.folder, "--run", "chst", "--yes", code=2)
+    assert "'chst' is no run that asked" in told
+    assert "0123456789abcdef (chest)" in told
+    aecnn_client("withdraw", "-f", hospital.folder, "--run", "chest", "--yes")
     shown, _ = aecnn_client("resume", "-f", hospital.folder)
     assert "resume --rejoin" in shown
     state = SiteState(hospital.database)
