@@ -36,6 +36,11 @@ TestCrops = Literal["centre", "ten"]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
+ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
+_IN_WORDS = {  # what a value that does not match should have been
+    HOSPITAL_NAME: "give up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+    ADDRESS: "give HOST:PORT, such as centre.example:9092",
+}
 _NOT_OF_DATASET = ("patients_file", "scanner", "phantom")  # keys of a data section that say how it is used, not read
 DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
 
@@ -416,7 +421,8 @@ def _sentence(fault: Any, kind: type[BaseModel]) -> str:
         return f"{place}: no such key{hint}"
     if fault["type"] == "missing":
         return f"{place}: is missing, and has no default"
-    message = fault["msg"].removeprefix("Value error, ")
+    pattern = str((fault.get("ctx") or {}).get("pattern"))
+    message = _IN_WORDS.get(pattern) or fault["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{place}: {message}" + ("" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})")
 

@@ -14,10 +14,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from aecnn.config import HOSPITAL_NAME, StrictModel, validate_config
+from aecnn.config import ADDRESS, HOSPITAL_NAME, StrictModel, validate_config
 from aecnn.errors import ConfigError
 
-ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
 FINGERPRINT = r"^[0-9a-f]{64}$"
 
 

@@ -9,9 +9,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from aecnn.config import HOSPITAL_NAME, StrictModel, dump_config
+from aecnn.config import ADDRESS, HOSPITAL_NAME, StrictModel, dump_config
 from aecnn.contract import code_fingerprint, exchange_schema
-from aecnn.enrolment import ADDRESS, FederationFile, split_address, whole_file, write_private
+from aecnn.enrolment import FederationFile, split_address, whole_file, write_private
 from aecnn.errors import ConfigError
 from server.centre_template import SERVER_YAML
 from server.certificates import Issued, hosts_of, issue_server_certificate, make_authority, read_issued

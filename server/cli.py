@@ -22,6 +22,8 @@ EXIT_FAILED = 1
 STOP_TIMEOUT_S = 60.0
 PIPE_WIDTH = 200  # of tables that go to a file or another program
 
+DEFAULT_PORT = 9092
+
 app = typer.Typer(
     help="The coordinating centre of a federation of hospitals. `init` makes a folder, `enroll` lets a hospital in, "
     "`start` runs everything, and goes on where it was whenever it is started again. All other commands look at the "
@@ -74,7 +76,7 @@ def init(
     answers: dict[str, Any] = {
         "name": name,
         "address": address,
-        "listen": listen or f"0.0.0.0:{address.rpartition(':')[2]}",
+        "listen": listen or f"0.0.0.0:{address.rpartition(':')[2] if ':' in address else DEFAULT_PORT}",
         "local_port": local_port,
         "host_names": host_name or [],
     }

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from aecnn.config import (
+    ADDRESS,
     HOSPITAL_NAME,
     DatasetConfig,
     FederationConfig,
@@ -18,7 +19,6 @@ from aecnn.config import (
     TrainingConfig,
     load_config,
 )
-from aecnn.enrolment import ADDRESS
 from aecnn.errors import ConfigError
 
 
