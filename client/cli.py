@@ -81,10 +81,10 @@ def request(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     The centre refuses an update that claims more images than were declared. Send the request as the first time.
     """
     from client.dialogue import show_request
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.setup import write_request
 
-    written = write_request(SitePaths(folder))
+    written = write_request(site_paths(folder))
     if json_:
         print_json(written.model_dump())
     else:
@@ -99,11 +99,11 @@ def rotate_key(folder: FolderOption = Path(), json_: JsonOption = False) -> None
     as hospital.key.old until the new one has connected, then deleted; to go back before that, move it back.
     """
     from client.dialogue import show_request
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.setup import rotate_key as rotate
     from client.status import refuse_while_running
 
-    paths = SitePaths(folder)
+    paths = site_paths(folder)
     refuse_while_running(paths)
     written = rotate(paths)
     if json_:
@@ -163,20 +163,20 @@ def start(folder: FolderOption = Path()) -> None:
 
     Exit codes: 0 stopped, 1 another client uses the folder or its port, 2 the folder is faulty.
     """
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.supervise import run_client
 
-    raise typer.Exit(run_client(SitePaths(folder), Console(stderr=True)))
+    raise typer.Exit(run_client(site_paths(folder), Console(stderr=True)))
 
 
 @app.command()
 def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     """Tell whether the client runs, is connected, what it works on, and whether it pauses or has withdrawn."""
     from client.dialogue import show_status
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.status import client_status
 
-    found = client_status(SitePaths(folder))
+    found = client_status(site_paths(folder))
     if json_:
         print_json(found.to_json())
     else:
@@ -189,10 +189,10 @@ def stop(folder: FolderOption = Path()) -> None:
 
     It is kept about once a minute, and with a large model less often: keeping takes at most 5 % of the time.
     """
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.status import stop_client
 
-    say(Console(), "stopped" if stop_client(SitePaths(folder)) else "no client runs in this folder")
+    say(Console(), "stopped" if stop_client(site_paths(folder)) else "no client runs in this folder")
 
 
 @app.command()
@@ -233,10 +233,10 @@ def withdraw(
     the centre revoke this hospital's key as well.
     """
     from client.dialogue import run_named
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.state import EVERY_RUN
 
-    run_id = EVERY_RUN if run is None else run_named(run, SitePaths(folder))
+    run_id = EVERY_RUN if run is None else run_named(run, site_paths(folder))
     what = "every run" if run is None else f"run {run_id}"
     if not yes and not (sys.stdin.isatty() and typer.confirm(f"Take no further part in {what}?")):
         raise ConfigError("aecnn-client withdraw", ["was not confirmed: answer y at a terminal, or give --yes"])
@@ -265,10 +265,10 @@ def audit(
     from client.audit import describe
     from client.audit_log import begin_anew as put_aside
     from client.dialogue import show_audit
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.status import audit_problems, refuse_while_running
 
-    paths, state = SitePaths(folder), _state(folder)
+    paths, state = site_paths(folder), _state(folder)
     if begin_anew:
         refuse_while_running(paths)
         aside = put_aside(paths.audit_log, state)
@@ -287,9 +287,9 @@ def audit(
 def models(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     """List the released models, reports and model cards that the centre has delivered."""
     from client.dialogue import show_models
-    from client.paths import SitePaths
+    from client.paths import site_paths
 
-    delivered = sorted(path for path in SitePaths(folder).models.glob("*") if path.is_dir())
+    delivered = sorted(path for path in site_paths(folder).models.glob("*") if path.is_dir())
     listed = {str(run): {file.name: file.stat().st_size for file in sorted(run.iterdir())} for run in delivered}
     if json_:
         print_json({"models": listed})
@@ -299,13 +299,10 @@ def models(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
 
 def _state(folder: Path) -> "SiteState":
     """The client's memory; a folder that is none of ours gets no file of it."""
-    from client.paths import SitePaths
+    from client.paths import site_paths
     from client.state import SiteState
 
-    paths = SitePaths(folder)
-    if not paths.site.is_file():
-        raise ConfigError(paths.folder, ["is no folder of aecnn-client, it has no site.yaml: name another with -f"])
-    return SiteState(paths.database)
+    return SiteState(site_paths(folder).database)
 
 
 def main() -> None:

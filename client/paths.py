@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aecnn.enrolment import FEDERATION_FILE, REQUEST_FILE, SITE_FILE
+from aecnn.errors import ConfigError
 
 
 class SitePaths:
@@ -28,3 +29,18 @@ class SitePaths:
         self.would_leave = self.state / "would-leave.json"  # what `aecnn-client check` showed
         self.logs = self.state / "logs"
         self.flower_home = self.state / "flower"
+
+
+def site_paths(folder: Path) -> SitePaths:
+    """Gives the paths of a folder that is there.
+
+    Raises:
+        ConfigError: It is no hospital's folder.
+    """
+    paths = SitePaths(folder)
+    if not paths.site.is_file():
+        raise ConfigError(
+            paths.folder,
+            ["is no folder of aecnn-client, it has no site.yaml: make one with aecnn-client init, or name it with -f"],
+        )
+    return paths
