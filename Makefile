@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types imports format clean
+.PHONY: help demo test lint types imports format bundle clean
 
 help:
 	@echo 'make demo   a federation of three simulated hospitals, to the report (a few minutes)'
 	@echo 'make test   lint, types, import rules and all tests this machine can run'
 	@echo 'make format let ruff format and mend the code'
+	@echo 'make bundle a folder of wheels for hospitals without a package index (3 GB)'
 	@echo 'make clean  remove the environment and what the demo made'
 
 # uv installs in seconds what pip takes minutes for; it lives inside the environment.
@@ -40,6 +41,9 @@ imports: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bundle: $(READY)
+	deploy/bundle.sh $(BIN)/python dist/bundle
 
 clean:
 	rm -rf $(VENV) runs

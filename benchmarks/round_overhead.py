@@ -1,7 +1,7 @@
 """What a round costs beside training: this federation, deployed on one machine, against plain Flower, side by side.
 
     python benchmarks/round_overhead.py                     # 3 hospitals, DenseNet-121 (28.2 MB), 4 rounds each
-    python benchmarks/round_overhead.py --hospitals 3 --rounds 6
+    python benchmarks/round_overhead.py --rounds 6
 
 Ours: TLS, node authentication and database on, hospitals' own evaluation included, one message each way a round. The
 overhead of a round is its wall clock less the slowest hospital's time in training. Plain Flower: no TLS, state in
