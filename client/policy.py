@@ -18,7 +18,7 @@ from client.site import AcceptedConfig, PolicyConfig, TrainingData, hospital_of,
 from client.state import SiteState
 from client.wire import request_of
 
-LARGEST_BATCH, LARGEST_SIZE_PX = 4096, 4096  # beyond it one step takes more memory than a hospital has
+LARGEST_BATCH = 4096  # beyond it one step takes more memory than a hospital has
 
 
 def refuse_against_policy(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -77,8 +77,6 @@ def check_request(accept: AcceptedConfig, request: Request, kind: str) -> None:
         )
     if plan.training.batch_size > LARGEST_BATCH:
         faults.append(f"batches of {plan.training.batch_size} images are asked for, {LARGEST_BATCH} are the most")
-    if plan.images.size_px > LARGEST_SIZE_PX:
-        faults.append(f"images of {plan.images.size_px} px are asked for, {LARGEST_SIZE_PX} are the most")
     if accept.requires_privacy and kind == contract.TRAIN:
         faults.append("the plan trains without differential privacy, policy.accept.requires_privacy is true")
     _refuse(faults)

@@ -46,7 +46,6 @@ def _plan(*, size_px=64, **training):
         ({}, {}, "query.shell", "'query.shell' are not answered"),
         ({"validation_fraction": 0.1}, {}, contract.JOIN, "the validation share is 0.25, "),
         ({}, {"plan": _plan(batch_size=4097)}, contract.TRAIN, "batches of 4097 images"),
-        ({}, {"plan": _plan(size_px=2052)}, contract.EVALUATE, "images of 2052 px"),
     ],
 )
 def test_what_the_site_file_does_not_allow_is_refused(accept, request_, kind, told):
