@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 
 import pytest
@@ -78,7 +79,9 @@ def test_whatever_is_killed_and_whenever_the_run_ends_with_the_right_weights(pha
         training={"local_steps": 12},
     )
     deployed = deploy(tmp_path, config)
-    moments = random.Random(time.time_ns())
+    seed = time.time_ns()
+    sys.stdout.write(f"the moments follow from seed {seed}\n")  # shown by pytest when the test fails
+    moments = random.Random(seed)
     try:
         deployed.start("centre", *HOSPITALS)
         victims = [
@@ -93,8 +96,7 @@ def test_whatever_is_killed_and_whenever_the_run_ends_with_the_right_weights(pha
                 lambda done=done: sum(e["event"] == "round" for e in deployed.history()) >= done, f"round {done}", 300
             )
             time.sleep(moments.uniform(0.0, 6.0))
-            if deployed.processes["centre"].poll() is not None:
-                break
+            assert deployed.processes["centre"].poll() is None, "the run ended before everything was killed"
             kill(deployed, owner, holding=holding)
         deployed.wait_for(lambda: sum(e["event"] == "round" for e in deployed.history()) >= 5, "round 5", 300)
         _kill_the_whole_centre(deployed)
