@@ -33,6 +33,8 @@ Split = Literal["test", "train_val", "all"]  # of the official lists
 OnUnreadable = Literal["refuse", "skip"]
 Engine = Literal["inprocess", "ray"]  # of a simulation
 TestCrops = Literal["centre", "ten"]
+Accountant = Literal["prv", "rdp"]
+Gradients = Literal["auto", "loop", "hooks"]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
@@ -93,25 +95,71 @@ class ModelConfig(StrictModel):
         return self
 
 
+class EvaluationPrivacyConfig(StrictModel):
+    """Validation histograms that leave with noise; without this section none leave under differential privacy."""
+
+    epsilon: float = Field(gt=0.0)  # of all the plan's evaluations together, at the plan's δ
+    images_per_patient: int = Field(default=1, ge=1)  # counted at most, of each patient
+    every_rounds: int = Field(default=5, ge=1)  # the model that arrives in every k-th round, and the last one
+    total_evaluations: int | None = Field(default=None, ge=1)  # planned; None: as the federation's rounds say
+
+
+class PrivacyConfig(StrictModel):
+    """Patient-level differential privacy of the local training (DP-SGD; add or remove one patient)."""
+
+    epsilon: float | None = Field(default=None, gt=0.0)  # of all local steps of the plan; the noise is solved for it
+    noise_multiplier: float | None = Field(default=None, gt=0.0)  # or the noise, in units of max_grad_norm
+    delta: float | None = Field(default=None, gt=0.0, lt=1.0)  # None: min(1e-5, 1/(10·patients)) at each hospital
+    max_grad_norm: float = Field(default=1.0, gt=0.0)  # a patient's gradient is clipped to it
+    sample_rate: float = Field(gt=0.0, le=1.0)  # of each patient, in each step
+    images_per_patient: int = Field(default=1, ge=1)  # drawn of a sampled patient; their gradients are averaged
+    total_steps: int | None = Field(default=None, ge=1)  # planned; None: local steps × rounds of the federation
+    gradients: Gradients = "auto"  # of each patient: loop (one backward pass each) or hooks (Opacus); auto: measured
+    accountant: Accountant = "prv"
+    evaluation: EvaluationPrivacyConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier, and unset the other with null")
+        return self
+
+
 class TrainingConfig(StrictModel):
     """Local training at one hospital in one round."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(default=1e-4, gt=0.0)
     weight_decay: float = Field(default=1e-5, ge=0.0)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1)  # with privacy: images in memory at a time, and no part of the promise
     local_epochs: int | None = Field(default=None, ge=1)
     local_steps: int | None = Field(default=None, ge=1)
     bce_weight: float = Field(default=0.9, ge=0.0, le=1.0)  # λ of the paper's loss λ·BCE + (1−λ)·MSE
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     num_threads: int = Field(default=2, ge=1)
+    privacy: PrivacyConfig | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.local_epochs is None) == (self.local_steps is None):
             raise ValueError("give exactly one of local_epochs and local_steps, and unset the other with null")
+        if self.privacy is not None and self.local_steps is None:
+            raise ValueError("privacy counts steps, whatever the data: give local_steps, and local_epochs: null")
         return self
+
+
+def refuse_mixed_patients(model: ModelConfig, training: TrainingConfig) -> None:
+    """Refuses privacy for a model that looks at several patients at once.
+
+    Raises:
+        ValueError: Its normalisation does.
+    """
+    if training.privacy is not None and model.normalisation == "batch":
+        raise ValueError(
+            "model.normalisation is 'batch', which mixes the patients of a batch, and training.privacy clips each "
+            "patient's gradient by itself: set normalisation to group, or to frozen with weights: imagenet"
+        )
 
 
 class Plan(StrictModel):
@@ -120,6 +168,29 @@ class Plan(StrictModel):
     images: ImagesConfig
     model: ModelConfig
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        refuse_mixed_patients(self.model, self.training)
+        return self
+
+    def over(self, num_rounds: int) -> Self:
+        """Gives the plan of a federation of so many rounds: what privacy promises over all of them is filled in."""
+        privacy, steps = self.training.privacy, self.training.local_steps
+        if privacy is None or steps is None:
+            return self
+        evaluation = privacy.evaluation
+        if evaluation is not None and evaluation.total_evaluations is None:
+            planned = len(evaluated_rounds(evaluation.every_rounds, num_rounds))
+            evaluation = evaluation.model_copy(update={"total_evaluations": planned})
+        filled = {"total_steps": privacy.total_steps or steps * num_rounds, "evaluation": evaluation}
+        training = self.training.model_copy(update={"privacy": privacy.model_copy(update=filled)})
+        return self.model_copy(update={"training": training})
+
+
+def evaluated_rounds(every_rounds: int, num_rounds: int) -> list[int]:
+    """Gives the rounds in which the arriving model is judged with noise; the last one is judged after the rounds."""
+    return [*range(every_rounds, num_rounds + 1, every_rounds), num_rounds + 1]
 
 
 class PhantomConfig(StrictModel):
@@ -302,6 +373,7 @@ class SimulationConfig(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        refuse_mixed_patients(self.model, self.training)
         if self.model.normalisation == "batch" and self.training.batch_size == 1:
             raise ValueError("training.batch_size is 1 and model.normalisation 'batch' needs 2: raise it, or use group")
         hospitals = self.partition.num_hospitals or len(self.partition.sizes or ())
@@ -315,7 +387,8 @@ class SimulationConfig(StrictModel):
     @property
     def plan(self) -> Plan:
         """The half that travels to the hospitals."""
-        return Plan(images=self.images, model=self.model, training=self.training)
+        plan = Plan(images=self.images, model=self.model, training=self.training)
+        return plan.over(self.federation.num_rounds)
 
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -14,7 +14,8 @@ from       ``audit``                      `AuditHead`: length and head of the ho
 from       ``counts``                     `HospitalCounts`, with each joining
 from       ``report``                     `RoundReport`: sums over the images trained on
 from       ``validation``                 `ValidationReport`: sums over the validation images
-from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]
+from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]; with privacy noised, on
+                                          a coarser grid and under another name
 from       ``weights``                    the locally trained model's named arrays, packed
 ========== ============================== ===========================================================
 
@@ -41,7 +42,8 @@ from aecnn.findings import NUM_FINDINGS
 WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
 REPORT, VALIDATION, HISTOGRAMS = "report", "validation", "histograms"
 AUDIT, FILES = "audit", "files"
-SCORE_COUNTS = "score-counts"  # the one array of the histograms record
+SCORE_COUNTS = "score-counts"  # the one array of the histograms record, exact counts
+NOISED_COUNTS = "noised-counts"  # or this, under differential privacy: counts with noise, some of them negative
 PACKED = "packed"  # the one array of the weights record
 
 JOIN, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "query.deliver"  # message types
@@ -196,16 +198,40 @@ class HospitalCounts(WireModel):
 
 
 class RoundReport(WireModel):
-    """Sums over one local training; those of losses and pixels only where the hospital tells them."""
+    """Sums over one local training; those of losses and pixels only where the hospital tells them.
 
-    num_images: int = Field(ge=1)  # training images held: the FedAvg weight
+    Under differential privacy what depends on the data is absent, and the privacy that the round cost is told: from
+    `noise_multiplier`, `sample_rate` and `num_steps` the centre composes ε over the rounds by the same accountant.
+    """
+
+    num_images: int = Field(
+        ge=1
+    )  # training images held: the FedAvg weight; with privacy a value the site file declares
     num_steps: int = Field(ge=0)
-    images_seen: int = Field(ge=0)
+    images_seen: int | None = Field(default=None, ge=0)
     bce_sum: float | None = Field(default=None, ge=0.0)
     mse_sum: float | None = Field(default=None, ge=0.0)
     alive_pixels: int | None = Field(default=None, ge=0)
     lit_pixels: int | None = Field(default=None, ge=0)
-    seconds: float = Field(ge=0.0)
+    seconds: float | None = Field(default=None, ge=0.0)
+    noise_multiplier: float | None = Field(default=None, gt=0.0)
+    sample_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    delta: float | None = Field(default=None, gt=0.0, lt=1.0)
+    epsilon: float | None = Field(default=None, ge=0.0)  # of this run so far, by the hospital's ledger where it has one
+
+    @model_validator(mode="after")
+    def _privacy_is_whole(self) -> Self:
+        told = [value is not None for value in (self.noise_multiplier, self.sample_rate, self.delta)]
+        if any(told) and not all(told):
+            raise ValueError("noise-multiplier, sample-rate and delta go together")
+        if all(told) and any(value is not None for value in (self.images_seen, self.bce_sum, self.seconds)):
+            raise ValueError("under differential privacy images-seen, losses and seconds are absent")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the training was differentially private."""
+        return self.noise_multiplier is not None
 
 
 class ValidationReport(WireModel):
@@ -228,7 +254,7 @@ def exchange_schema() -> dict[str, dict[str, tuple[str, ...]]]:
             (VALIDATION, ValidationReport),
         )
     }
-    keys |= {HISTOGRAMS: (SCORE_COUNTS,), WEIGHTS: (PACKED,)}
+    keys |= {HISTOGRAMS: (SCORE_COUNTS, NOISED_COUNTS), WEIGHTS: (PACKED,)}
     return {message: {record: keys[record] for record in records} for message, records in RECORDS_OF.items()}
 
 

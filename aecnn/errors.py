@@ -61,3 +61,7 @@ class ModelError(AecnnError):
 
 class FederationError(AecnnError):
     """A run that cannot start or go on: hospitals missing, code that differs, every update refused."""
+
+
+class PrivacyError(AecnnError):
+    """A promise of differential privacy that cannot be kept, or a ledger that cannot be trusted."""

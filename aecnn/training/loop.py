@@ -5,7 +5,7 @@ Shapes: B images in a batch, S = input side in pixels.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,25 +17,32 @@ from aecnn.config import Plan, TrainingConfig
 from aecnn.data.augmentation import augment
 from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
-from aecnn.errors import ModelError
+from aecnn.errors import ModelError, PrivacyError
 from aecnn.model.backbone import min_batch_size
 from aecnn.model.joint import JointAECNN
 from aecnn.training.batches import Batching, Rows
+from aecnn.training.privacy.entropy import Entropy, SystemEntropy
+from aecnn.training.privacy.promise import Promise
+from aecnn.training.privacy.sampling import PatientRows, sample_patients
+from aecnn.training.privacy.step import private_step
 from aecnn.training.resume import LocalCheckpoint, Saver, TrainingState, identity
 from aecnn.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What happened in one local training, as sums that add across hospitals."""
+    """What happened in one local training, as sums that add across hospitals.
+
+    Under differential privacy there are no sums of losses and pixels: they would tell of single patients.
+    """
 
     num_steps: int
     images_seen: int
-    bce_sum: float  # over the images seen
-    mse_sum: float
-    alive_pixels: int  # latent pixels that pass a gradient, among those with something to see (`count_alive`)
-    lit_pixels: int
     seconds: float
+    bce_sum: float | None = None  # over the images seen
+    mse_sum: float | None = None
+    alive_pixels: int | None = None  # latent pixels that pass a gradient, of those that see something (`count_alive`)
+    lit_pixels: int | None = None
 
 
 def train_locally(
@@ -46,6 +53,8 @@ def train_locally(
     *,
     seed: int,
     device: torch.device,
+    promise: Promise | None = None,
+    entropy: Entropy | None = None,
     checkpoint: LocalCheckpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TrainingReport:
@@ -56,32 +65,67 @@ def train_locally(
         data: Decoded images with their targets.
         rows: Which images of `data` to train on.
         plan: Input, model and training settings.
-        seed: Decides batches, augmentation and dropout.
+        seed: Decides batches, augmentation and dropout; under differential privacy the last two alone.
         device: Where to compute.
-        checkpoint: Where the state is kept from time to time. A training that was cut short goes on from there, to
-            the bits it would have had; the file is left for the caller to remove.
+        promise: What the plan's privacy means here (`promise_of`); a plan with privacy is not trained without.
+        entropy: Who is sampled and the noise come from it; None: the operating system. Tests hand in their own.
+        checkpoint: Where the state is kept from time to time. A training that was cut short goes on from there, without
+            differential privacy to the bits it would have had; the file is left for the caller to remove.
         on_step: Called after each step with steps done and steps in all.
 
     Raises:
         ModelError: Too few images for the model's normalisation, a loss that is not finite, or too little memory.
+        PrivacyError: The plan has privacy, and there is no promise.
     """
-    begin, batching = time.perf_counter(), batching_of(plan)
-    num_steps, batches = batching.num_steps(rows.size), batching.batches(rows, np.random.default_rng(seed))
+    if (plan.training.privacy is None) != (promise is None):
+        raise PrivacyError("the plan trains with differential privacy exactly where there is a promise of it")
+    begin = time.perf_counter()
     state = _initial_state(model, plan, seed=seed, device=device)
     saver = Saver(checkpoint, identity(data, rows, plan, seed=seed, device=device))
-    step = TrainingStep(model, state.optimizer, plan.training, min_batch_size=batching.min_batch_size)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout draws from the global generator, restored afterwards
         saver.restore(state)
         begin -= state.seconds
-        for images, wanted in _inputs(data, islice(batches, state.steps_done, None), plan, state):
-            state.sums += step.take(images, wanted)
-            state.images_seen += len(images)
+        if promise is None:
+            steps = _steps(data, rows, plan, state, seed=seed)
+            num_steps = batching_of(plan).num_steps(rows.size)
+        else:
+            steps = _private_steps(data, rows, plan, state, promise, entropy or SystemEntropy())
+            num_steps = promise.steps_per_round
+        for _ in steps:
             state.steps_done += 1
             saver.save_if_due(state, seconds=time.perf_counter() - begin)
             if on_step is not None:
                 on_step(state.steps_done, num_steps)
     return _report(state, plan.training, seconds=time.perf_counter() - begin)
+
+
+def _steps(data: LoadedImages, rows: Rows, plan: Plan, state: TrainingState, *, seed: int) -> Iterator[None]:
+    """Takes the steps from where the state stands, and yields after each."""
+    batching, read = batching_of(plan), _reader(data, plan, state)
+    step = TrainingStep(state.model, state.optimizer, plan.training, min_batch_size=batching.min_batch_size)
+    for batch in islice(batching.batches(rows, np.random.default_rng(seed)), state.steps_done, None):
+        state.sums += step.take(*read(batch))
+        state.images_seen += batch.size
+        yield
+
+
+def _private_steps(
+    data: LoadedImages, rows: Rows, plan: Plan, state: TrainingState, promise: Promise, entropy: Entropy
+) -> Iterator[None]:
+    """Takes the private steps from where the state stands, and yields after each."""
+    privacy, read = promise.config, _reader(data, plan, state)
+    patients = PatientRows.of(data.manifest.table["patient"].tolist(), rows)
+    with private_step(state.model, state.optimizer, plan.training, promise, entropy=entropy) as step:
+        for _ in range(state.steps_done, promise.steps_per_round):
+            sampled = sample_patients(
+                patients,
+                sample_rate=privacy.sample_rate,
+                images_per_patient=privacy.images_per_patient,
+                entropy=entropy,
+            )
+            state.images_seen += step.take(sampled, read)
+            yield
 
 
 def _initial_state(model: JointAECNN, plan: Plan, *, seed: int, device: torch.device) -> TrainingState:
@@ -106,19 +150,21 @@ def batching_of(plan: Plan) -> Batching:
     )
 
 
-def _inputs(
-    data: LoadedImages, batches: Iterable[Rows], plan: Plan, state: TrainingState
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields augmented images [B, 1, S, S] and their targets [B, 14], on the device."""
-    targets = torch.from_numpy(data.manifest.targets)
-    reader = DeviceReader(data.images, state.device)
-    for batch in batches:
+def _reader(data: LoadedImages, plan: Plan, state: TrainingState) -> Callable[[Rows], tuple[Tensor, Tensor]]:
+    """Gives what reads rows as augmented images [B, 1, S, S] with their targets [B, 14], on the device."""
+    targets, reader = torch.from_numpy(data.manifest.targets), DeviceReader(data.images, state.device)
+
+    def read(batch: Rows) -> tuple[Tensor, Tensor]:
         images = augment(reader.read(batch), plan.images, state.augmentation)
         images = images.contiguous(memory_format=memory_format(plan.training))
-        yield images, targets[torch.from_numpy(batch)].to(state.device, non_blocking=True)
+        return images, targets[torch.from_numpy(batch)].to(state.device, non_blocking=True)
+
+    return read
 
 
 def _report(state: TrainingState, training: TrainingConfig, *, seconds: float) -> TrainingReport:
+    if training.privacy is not None:
+        return TrainingReport(state.steps_done, state.images_seen, seconds)
     bce_sum, mse_sum, alive_pixels, lit_pixels = state.sums.tolist()
     if not np.isfinite(bce_sum + mse_sum):
         raise ModelError(
@@ -128,11 +174,11 @@ def _report(state: TrainingState, training: TrainingConfig, *, seconds: float) -
     return TrainingReport(
         num_steps=state.steps_done,
         images_seen=state.images_seen,
+        seconds=seconds,
         bce_sum=bce_sum,
         mse_sum=mse_sum,
         alive_pixels=int(alive_pixels),
         lit_pixels=int(lit_pixels),
-        seconds=seconds,
     )
 
 
