@@ -24,7 +24,6 @@ from aecnn.training.batches import Batching, Rows
 from aecnn.training.privacy.entropy import Entropy, SystemEntropy
 from aecnn.training.privacy.promise import Promise
 from aecnn.training.privacy.sampling import PatientRows, sample_patients
-from aecnn.training.privacy.step import private_step
 from aecnn.training.resume import LocalCheckpoint, Saver, TrainingState, identity
 from aecnn.training.step import TrainingStep
 
@@ -114,6 +113,8 @@ def _private_steps(
     data: LoadedImages, rows: Rows, plan: Plan, state: TrainingState, promise: Promise, entropy: Entropy
 ) -> Iterator[None]:
     """Takes the private steps from where the state stands, and yields after each."""
+    from aecnn.training.privacy.step import private_step  # Opacus takes seconds to import: only where it is used
+
     privacy, read = promise.config, _reader(data, plan, state)
     patients = PatientRows.of(data.manifest.table["patient"].tolist(), rows)
     with private_step(state.model, state.optimizer, plan.training, promise, entropy=entropy) as step:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.optimize import brentq
 
 from aecnn.config import Accountant
 from aecnn.errors import PrivacyError
@@ -28,7 +26,7 @@ LARGEST_NOISE = 1e4
 _SMALLEST_NOISE = 0.1  # below it a single step costs more than any promise
 _TOLERANCE = 1e-4  # relative, of a solved noise multiplier
 _PRV_ERROR = 0.01  # of ε, absolute: what the numerical composition may be off
-_RDP_ORDERS = tuple(RDPAccountant.DEFAULT_ALPHAS) + tuple(float(order) for order in (128, 256, 512, 1024))
+_LARGE_RDP_ORDERS = (128.0, 256.0, 512.0, 1024.0)  # besides Opacus's own: at small ε the best order is large
 
 
 @dataclass(frozen=True, order=True)
@@ -87,14 +85,18 @@ def _history(mechanisms: Sequence[Mechanism]) -> list[tuple[float, float, int]]:
 
 
 def _by_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    from opacus.accountants import RDPAccountant  # Opacus takes seconds to import, and few processes need it
+
     account = RDPAccountant()
     account.history = _history(mechanisms)
     with _quiet():
-        epsilon, _ = account.get_privacy_spent(delta=delta, alphas=list(_RDP_ORDERS))
+        epsilon, _ = account.get_privacy_spent(delta=delta, alphas=[*account.DEFAULT_ALPHAS, *_LARGE_RDP_ORDERS])
     return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf
 
 
 def _by_prv(mechanisms: Sequence[Mechanism], delta: float, *, rough: float) -> float:
+    from opacus.accountants import PRVAccountant
+
     account = PRVAccountant()
     account.history = _history(mechanisms)
     error = max(_PRV_ERROR, _PRV_ERROR * rough / 10.0)  # of large ε a thousandth: its grid would fill the memory
@@ -126,6 +128,8 @@ def noise_for(*, epsilon: float, delta: float, sample_rate: float, steps: int, a
     Raises:
         PrivacyError: No noise gives this ε.
     """
+
+    from scipy.optimize import brentq
 
     def excess(noise: float, how: Accountant) -> float:
         cost = epsilon_of([Mechanism(noise, sample_rate, steps)], delta=delta, accountant=how)

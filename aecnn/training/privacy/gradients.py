@@ -28,11 +28,6 @@ _OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu_: torch.relu,
     torch.relu_: torch.relu,
 }
-    Tensor.__iadd__: torch.add,
-    Tensor.add_: torch.add,
-    Tensor.relu_: torch.relu,
-    torch.relu_: torch.relu,
-}
 
 
 class OutOfPlace(TorchFunctionMode):
