@@ -16,6 +16,7 @@ from aecnn.errors import FederationError
 from client.files import sync_folder
 from client.inventory import canonical
 from client.state import SiteState
+from client.words import counted
 
 BEGIN = "0" * 64  # what the first line holds for the hash of the line before
 IN, OUT, NOTE = "in", "out", "note"
@@ -43,7 +44,9 @@ class AuditLog:
         torn = _cut_torn_line(path)
         self._adopt_last_line()
         if torn:
-            self.append({"direction": NOTE, "decision": f"a crash left {torn} bytes of an unfinished line; cut off"})
+            self.append(
+                {"direction": NOTE, "decision": f"a crash left {counted(torn, 'byte')} of an unfinished line; cut off"}
+            )
 
     def append(self, entry: dict[str, Any]) -> AuditHead:
         """Writes one line; it is on the disk, and its hash in the state, before the call returns."""

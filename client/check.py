@@ -16,11 +16,12 @@ from aecnn.enrolment import FederationFile
 from aecnn.errors import AecnnError, FaultyInputError
 from aecnn.processes import FolderLock
 from aecnn.progress import OnProgress
-from client.connection import connect, node_environment, shake_hands, try_to_connect
+from client.connection import another_centre, connect, node_environment, shake_hands, try_to_connect
 from client.node_log import NodeState, node_state, supernode_log
 from client.paths import SitePaths
 from client.setup import public_key_of
 from client.site import SiteConfig, read_hospital
+from client.words import counted
 
 if TYPE_CHECKING:
     from aecnn.data.check.report import DataReport
@@ -70,26 +71,34 @@ def check_data(
         num_workers=os.cpu_count() or 1,
         on_progress=on_progress,
     )
+    return [_data_outcome(report, paths, labels_only=labels_only), _patients_outcome(paths, floor)], report
+
+
+def _data_outcome(report: "DataReport", paths: SitePaths, *, labels_only: bool) -> Outcome:
     found = [outcome for outcome in report.checks if outcome.status != "pass"]
-    counts = f"{report.num_images:,} images of {report.num_patients:,} patients"
+    counts = f"{counted(report.num_images, 'image')} of {counted(report.num_patients, 'patient')}"
     counts += ", image files not opened" if labels_only else ""
-    told = ", ".join(f"{outcome.title.lower()}: {outcome.status}" for outcome in found)
-    data = Outcome(
+    more = f"; aecnn check {paths.site} says more of" if found else ""
+    return Outcome(
         check="data",
         title="Data",
         status=report.status,
-        summary=f"{counts}; {told} (aecnn check {paths.site} says more)" if told else counts,
-        details=tuple(f"{o.title}: {o.summary}" for o in found),
+        summary=counts + more,
+        details=tuple(f"{o.title.lower()}: {o.status}, {o.summary}" for o in found),
     )
+
+
+def _patients_outcome(paths: SitePaths, floor: int) -> Outcome:
+    """Holds the hospital's patients against its own floor."""
+    patients, faults = 0, []
     try:
         patients = len(read_hospital(paths.site).manifest.patients)
-        faults = (
-            [f"{patients} patients, and policy.min_patients is {floor}: nothing leaves"] if patients < floor else []
-        )
     except AecnnError as error:
-        patients, faults = 0, _sentences(error)
-    good = f"{patients:,} of this hospital before the validation part is taken off, at least {floor} are needed"
-    return [data, _outcome("patients", "Patients", faults, good=good)], report
+        faults = _sentences(error)
+    if not faults and patients < floor:
+        faults = [f"{counted(patients, 'patient')}, and policy.min_patients is {floor}: nothing leaves"]
+    good = f"{patients:,} of this hospital before the validation part is taken off, the policy wants at least {floor}"
+    return _outcome("patients", "Patients", faults, good=good)
 
 
 def check_disk(folder: Path) -> Outcome:
@@ -111,6 +120,14 @@ def check_code(federation: FederationFile) -> Outcome:
             "replace federation.yaml by the centre's newest"
         ]
     return _outcome("code", "Code", faults, good=f"{own[:12]}… is among those the federation accepts")
+
+
+def check_centre(paths: SitePaths, federation: FederationFile) -> Outcome:
+    """Tells a federation's file of another centre than the one this folder belongs to."""
+    odd = another_centre(paths, federation)
+    if odd is not None:
+        return Outcome(check="centre", title="Centre", status="warn", summary=odd)
+    return _outcome("centre", "Centre", [], good=f"federation {federation.name}, the one this folder belongs to")
 
 
 def check_connection(paths: SitePaths, federation: FederationFile) -> list[Outcome]:
@@ -161,8 +178,9 @@ def _enrolment_state(paths: SitePaths, federation: FederationFile) -> NodeState:
 
 def _enrolment_outcome(state: NodeState) -> Outcome:
     faults = {
-        "refused": "the centre does not know this key: send enrolment-request.json and have it enrolled (it also "
-        "refuses a known key for a minute after a crash, and a clock that is wrong by five minutes)",
+        "refused": "the centre does not let this key in: it is not enrolled, or was revoked. Ask the centre. Not "
+        "enrolled: send enrolment-request.json. Revoked: aecnn-client rotate-key, and send the new request (an "
+        "enrolled key is refused for a minute after a crash, and where the clock is wrong by five minutes)",
         "unreachable": "the connection did not last: try again, and see state/logs/check.log",
         "starting": "no answer in time: try again, and see state/logs/check.log",
         "ended": "the SuperNode ended: try again, and see state/logs/check.log",
@@ -203,7 +221,7 @@ def check_training(paths: SitePaths) -> tuple[list[Outcome], dict[str, Any] | No
     plan = speed.plan
     told = (
         f"{speed.device}: {speed.images_per_s:,.1f} images/s ({plan.model.backbone} at {plan.images.size_px} px, "
-        f"ten steps of {plan.training.batch_size})"
+        f"ten steps of {counted(plan.training.batch_size, 'image')}; a run's own model and size are others)"
     )
     write_would_leave(document, paths.would_leave)
     refused = [
@@ -211,7 +229,7 @@ def check_training(paths: SitePaths) -> tuple[list[Outcome], dict[str, Any] | No
         for message in document["messages"]
         if message["code"]
     ]
-    good = f"{num_bytes(document) / 1e6:,.1f} MB in a round, nothing but what is listed in {paths.would_leave}"
+    good = f"nothing but what is listed in {paths.would_leave}; {num_bytes(document) / 1e6:,.1f} MB in the rehearsal"
     outcomes = [
         _outcome("device", "Device", [], good=told),
         _outcome(WOULD_LEAVE, "What would leave", refused, good=good),
@@ -232,8 +250,8 @@ def lines_of(document: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
             for key, value in record.get("scalars", {}).items():
                 yield message["asked"], name, key, str(value)
             for array in record.get("arrays", ()):
-                tensors = f", {len(array['tensors'])} tensors" if "tensors" in array else ""
-                what = f"{array['dtype']} {array['shape']}, {array['bytes']:,} bytes{tensors}"
+                tensors = f", {counted(len(array['tensors']), 'tensor')}" if "tensors" in array else ""
+                what = f"{array['dtype']} {array['shape']}, {counted(array['bytes'], 'byte')}{tensors}"
                 yield message["asked"], name, array["name"], what
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aecnn.console import JsonOption, print_json, progress_bar, run_cli, say
+from aecnn.console import JsonOption, print_json, run_cli, say
 from aecnn.errors import ConfigError, FederationError
 from aecnn.processes import ProcessError
 
@@ -54,22 +54,13 @@ def init(
 
     Exit codes: 0 done, 1 the folder is made and the data cannot be read yet, 2 the input is faulty.
     """
-    from client.dialogue import ask_for, show_request
-
-    given = ask_for({"federation": federation, "name": name, "data": data})
+    from client.dialogue import ask_for, show_made
     from client.setup import make_folder
 
-    name, root = given["name"], Path(given["data"])
-    made = make_folder(
-        folder, federation=Path(given["federation"]), name=name, data=root, device=device, local_port=local_port
-    )
-    if json_:
-        request = made.request and made.request.model_dump()
-        print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault})
-    elif made.request is not None:
-        show_request(made.request, folder, Console(), is_first=True)
-    for sentence in made.warnings:
-        say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")
+    given = ask_for({"federation": federation, "name": name, "data": data})
+    places = {"federation": Path(given["federation"]), "data": Path(given["data"])}
+    made = make_folder(folder, name=given["name"], device=device, local_port=local_port, **places)
+    show_made(made, folder, as_json=json_)
     if made.request is None:
         raise typer.Exit(EXIT_FAILED)
 
@@ -135,16 +126,10 @@ def check(
 
     Exit codes: 0 everything passes (there may be warnings), 1 a check failed.
     """
-    from client.check_command import run_checks, show_checks
+    from client.check_command import check_progress, run_checks, show_checks
 
-    with progress_bar("reading") as (progress, task):
-        found = run_checks(
-            folder,
-            report=report,
-            labels_only=labels_only,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            on_check=lambda title: progress.update(task, description=title, completed=0, total=None),
-        )
+    with check_progress() as (on_progress, on_check):
+        found = run_checks(folder, report=report, labels_only=labels_only, on_progress=on_progress, on_check=on_check)
     if json_:
         print_json(found.to_json())
     else:
@@ -171,7 +156,10 @@ def start(folder: FolderOption = Path()) -> None:
 
 @app.command()
 def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
-    """Tell whether the client runs, is connected, what it works on, and whether it pauses or has withdrawn."""
+    """Tell whether the client runs, is connected, what it works on, and whether it pauses or has withdrawn.
+
+    Exit codes: 0 nothing is wrong with the folder, 1 its files are faulty, and no request is answered.
+    """
     from client.dialogue import show_status
     from client.paths import site_paths
     from client.status import client_status
@@ -181,6 +169,8 @@ def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
         print_json(found.to_json())
     else:
         show_status(found, Console())
+    if found.faults:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -198,8 +188,13 @@ def stop(folder: FolderOption = Path()) -> None:
 @app.command()
 def pause(folder: FolderOption = Path()) -> None:
     """Answer every request with "later" from now on; the client stays connected. A training under way is finished."""
-    _state(folder).pause()
-    say(Console(), "pauses from now on: aecnn-client resume ends it")
+    state = _state(folder)
+    since = state.paused_since()
+    state.pause()
+    say(
+        Console(),
+        f"pauses {'from now on' if since is None else f'already, since {since}'}: aecnn-client resume ends it",
+    )
 
 
 @app.command()
@@ -209,11 +204,13 @@ def resume(
 ) -> None:
     """End a pause: requests are answered again. With --rejoin also those of runs from which you had withdrawn."""
     state = _state(folder)
+    is_new = state.paused_since() is not None or (rejoin and state.withdrawn_runs())
     state.unpause()
     if rejoin:
         state.rejoin()
     kept = "; the withdrawal stays: resume --rejoin undoes it" if state.withdrawn_runs() else ""
-    say(Console(), f"requests are answered again{kept}")
+    told = "requests are answered again" if is_new else "there was no pause to end"
+    say(Console(), told + kept)
 
 
 @app.command()
@@ -255,14 +252,17 @@ def audit(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show in words what left this hospital, when and to whom, and verify that the log was not edited or cut.
+    """Show what this hospital answered, when and to whom, and verify that the log was not edited or cut.
+
+    Of each answer there is what it held: it left with the centre's next fetch. With --json each message is an object:
+    records with names, digests and scalars, the decision, and the code where nothing but that was answered.
 
     Each line of audit.jsonl holds the hash of the line before; the last hash is also kept in state/ and told to the
     centre. Somebody who rewrites the log and the state is only found by comparing with what the centre was told.
 
     Exit codes: 0 the log is whole, 1 it is not.
     """
-    from client.audit import describe
+    from client.audit import entries, sentence_of
     from client.audit_log import begin_anew as put_aside
     from client.dialogue import show_audit
     from client.paths import site_paths
@@ -274,11 +274,11 @@ def audit(
         aside = put_aside(paths.audit_log, state)
         say(Console(stderr=True), f"a new log is begun; the old one is {escape(str(aside or 'missing'))}")
     problems = audit_problems(paths)
-    told = [sentence for sentence in describe(paths.audit_log) if since is None or sentence >= since]
+    found = entries(paths.audit_log, since=since or "")
     if json_:
-        print_json({"problems": problems, "entries": told})
+        print_json({"problems": problems, "entries": found})
     else:
-        show_audit(told, problems, paths.audit_log, Console())
+        show_audit([sentence_of(entry) for entry in found], problems, paths.audit_log, Console())
     if problems:
         raise typer.Exit(EXIT_FAILED)
 

@@ -1,6 +1,7 @@
 """The way to the centre: through the site's proxy if it has one, TLS with the federation's own authority, enrolment."""
 
 import base64
+import hashlib
 import socket
 import ssl
 import time
@@ -109,17 +110,45 @@ def shake_hands(connection: socket.socket, federation: FederationFile) -> Server
         return ServerCertificate(expires, tls.version() or "TLS", tls.selected_alpn_protocol())
 
 
+def another_centre(paths: SitePaths, federation: FederationFile) -> str | None:
+    """Says that the federation's file is of another centre than this folder's; None where it is the same."""
+    try:
+        known = paths.ca_certificate.read_text(encoding="utf-8")
+    except OSError:
+        return None  # nothing is known of a centre
+    before, now = (_fingerprint(text) for text in (known, federation.ca_certificate))
+    if before == now:
+        return None
+    return (
+        f"{paths.federation} is of another centre (federation {federation.name}, authority {now[:12]}…) than the one "
+        f"this folder is enrolled with (authority {before[:12]}…): put that one's file back, or have this hospital "
+        "enrolled anew where a centre changed its authority. Another federation has a folder of its own"
+    )
+
+
+def node_command(paths: SitePaths, federation: FederationFile, *, port: int) -> list[str]:
+    """Gives the command of the SuperNode, and writes the authority that it trusts.
+
+    Args:
+        paths: The hospital's folder.
+        federation: Whose centre to go to.
+        port: Of the Runtime service on loopback.
+    """
+    paths.trusted.write_text(federation.ca_certificate, encoding="utf-8")
+    return supernode_command(
+        address=federation.address,
+        ca_certificate=paths.trusted,
+        key=paths.key,
+        port=port,
+        secret_file=paths.secret,
+    )
+
+
 def try_to_connect(paths: SitePaths, federation: FederationFile) -> NodeState:
     """Starts the SuperNode for as long as it takes to see whether the centre knows this hospital's key."""
     log_file = paths.logs / "check.log"
     log_file.unlink(missing_ok=True)
-    command = supernode_command(
-        address=federation.address,
-        ca_certificate=paths.ca_certificate,
-        key=paths.key,
-        port=free_port(),
-        secret_file=paths.secret,
-    )
+    command = node_command(paths, federation, port=free_port())
     group = ProcessGroup(
         [Command("supernode", command, node_environment(paths.flower_home), log_file, is_restarted=False)]
     )
@@ -135,6 +164,11 @@ def try_to_connect(paths: SitePaths, federation: FederationFile) -> NodeState:
     finally:
         group.stop()
     return state
+
+
+def _fingerprint(certificate: str) -> str:
+    """SHA-256 of a certificate in PEM, however its lines are broken."""
+    return hashlib.sha256("".join(certificate.split()).encode()).hexdigest()
 
 
 def free_port() -> int:

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aecnn.config import ModelConfig
-from aecnn.contract import DELIVERED_FILES, RELEASED_CARD, RELEASED_MODEL, RELEASED_REPORT
+from aecnn.contract import DELIVERED_FILES, RELEASED_CARD, RELEASED_MODEL, RELEASED_REPORT, Request
 from aecnn.errors import CheckpointError, FederationError
 from aecnn.model.checkpoint import load_checkpoint
 from client.files import sync_folder, write_durably
+from client.words import counted
 
 LARGEST_BYTES = {RELEASED_MODEL: 2 << 30, RELEASED_REPORT: 64 << 20, RELEASED_CARD: 1 << 20}
+
+
+def released_folder(models: Path, request: Request) -> Path:
+    """Gives where the released files of a run lie."""
+    return models / f"{request.run}-{request.run_id}"
 
 
 def keep_released(folder: Path, files: Mapping[str, bytes], *, model: ModelConfig) -> None:
@@ -52,7 +58,7 @@ def _checked(files: Mapping[str, bytes]) -> dict[str, bytes]:
     faults = [f"{name!r} is none of {', '.join(DELIVERED_FILES)}" for name in files if name not in DELIVERED_FILES]
     faults += [f"{name} is missing" for name in DELIVERED_FILES if name not in contents]
     faults += [
-        f"{name} has {len(content)} bytes, at most {LARGEST_BYTES[name]} are taken"
+        f"{name} has {counted(len(content), 'byte')}, at most {LARGEST_BYTES[name]:,} are taken"
         for name, content in contents.items()
         if len(content) > LARGEST_BYTES.get(name, 0) and name in DELIVERED_FILES
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from aecnn.contract import AuditHead
 from client.paths import SitePaths
 
-_SITE, _LENGTH, _HEAD, _REQUEST = "site", "audit-length", "audit-head", "request-digest"
+_SITE, _LENGTH, _HEAD, _REQUEST, _KIND = "site", "audit-length", "audit-head", "request-digest", "message-type"
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,19 @@ class Deployment:
     paths: SitePaths
     head: AuditHead  # of the audit log, once the message is in it
     request: str  # digest of what is asked
+    kind: str  # message type
 
 
-def node_settings(paths: SitePaths, head: AuditHead, *, request: str = "") -> dict[str, bool | float | int | str]:
-    """Gives the node's settings that say so.
-
-    Args:
-        paths: The hospital's folder.
-        head: Of the audit log, once the message is in it.
-        request: Digest of what is asked.
-    """
-    return {_SITE: str(paths.site), _LENGTH: head.length, _HEAD: head.head, _REQUEST: request}
+def node_settings(deployment: Deployment) -> dict[str, bool | float | int | str]:
+    """Gives the node's settings that say so."""
+    head = deployment.head
+    return {
+        _SITE: str(deployment.paths.site),
+        _LENGTH: head.length,
+        _HEAD: head.head,
+        _REQUEST: deployment.request,
+        _KIND: deployment.kind,
+    }
 
 
 def deployment_of(node_config: Mapping[str, object]) -> Deployment | None:
@@ -41,4 +43,5 @@ def deployment_of(node_config: Mapping[str, object]) -> Deployment | None:
         paths=SitePaths(Path(str(node_config[_SITE])).parent),
         head=AuditHead(length=int(str(node_config[_LENGTH])), head=str(node_config[_HEAD])),
         request=str(node_config[_REQUEST]),
+        kind=str(node_config[_KIND]),
     )

@@ -29,6 +29,7 @@ from client.replies import KEPT_KINDS, Asked, Kept, ReplyStore
 from client.site import SiteConfig
 from client.state import RequestKey, SiteState
 from client.wire import request_of
+from client.words import stage_of
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +107,10 @@ class Desk:
         asked = _asked(request, kind, inventory, config)
         kept = self._replies.find(asked) if kind in KEPT_KINDS else None
         if kept is not None:
-            log.info("Round %d of %s was answered before: the same answer goes out", request.round, request.run)
+            stage = stage_of(kind, request.round).capitalize()
+            log.info("%s of run %s was answered before: the same answer goes out", stage, request.run)
             return _Answer(Message(kept.content, reply_to=message), "resent", kept.inventory)
-        answer = self._made(message, request, Deployment(self._paths, head, asked.request))
+        answer = self._made(message, request, Deployment(self._paths, head, asked.request, kind))
         if answer.reply.has_content():
             self._check_still_allowed(asked)
             if kind != contract.DELIVER:
@@ -138,7 +140,7 @@ class Desk:
         context = Context(
             run_id=message.metadata.run_id,
             node_id=message.metadata.dst_node_id,
-            node_config=node_settings(deployment.paths, deployment.head, request=deployment.request),
+            node_config=node_settings(deployment),
             state=RecordDict(),
             run_config={},
         )

@@ -1,21 +1,23 @@
 """What ``aecnn-client`` asks a person, and how it tells results."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aecnn.console import say, say_plain
+from aecnn.console import print_json, say, say_plain
 from aecnn.enrolment import EnrolmentRequest
 from aecnn.errors import ConfigError
 from client.audit import known_runs
-from client.display import SENTENCES, sentence_of_work
+from client.display import SENTENCES, WHEN_REFUSED, sentence_of_work
 from client.paths import SitePaths
+from client.setup import Made
 from client.state import EVERY_RUN
 from client.status import ClientStatus
+from client.words import counted
 
 _QUESTIONS = {
     "federation": "the centre's federation.yaml",
@@ -56,7 +58,8 @@ def run_named(text: str, paths: SitePaths) -> str:
 def show_request(made: EnrolmentRequest, folder: Path, console: Console, *, is_first: bool = False) -> None:
     """Tells what was declared, and what to do next."""
     paths = SitePaths(folder)
-    say(console, f"{made.name} declares {made.num_images:,} images of {made.num_patients:,} patients. Now:")
+    held = f"{counted(made.num_images, 'image')} of {counted(made.num_patients, 'patient')}"
+    say(console, f"{made.name} declares {held}. Now:")
     steps = [f"look through {paths.site}: what may leave and what may be asked"] if is_first else []
     steps += [
         f"send {paths.request} to the centre by a way you trust",
@@ -68,26 +71,54 @@ def show_request(made: EnrolmentRequest, folder: Path, console: Console, *, is_f
         say(console, f"  {number}. {escape(step)}")
 
 
+def show_made(made: Made, folder: Path, *, as_json: bool) -> None:
+    """Tells of a new folder what was declared, and on standard error what stands in the way."""
+    if as_json:
+        request = made.request and made.request.model_dump()
+        print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault})
+    elif made.request is not None:
+        show_request(made.request, folder, Console(), is_first=True)
+    for sentence in made.warnings:
+        say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")
+
+
 def show_status(status: ClientStatus, console: Console) -> None:
-    """Tells how the client stands."""
-    runs = "does not run" if status.pid is None else f"runs (process {status.pid})"
-    say(console, f"{escape(status.hospital)} in {escape(status.federation)}: the client {runs}")
+    """Tells how the client stands, a label before every line."""
+    for label, text in _lines_of(status):
+        say_plain(console, f"{label:<12}{text}")
+
+
+def _lines_of(status: ClientStatus) -> Iterator[tuple[str, str]]:
+    yield "hospital", status.hospital or "site.yaml does not say it"
+    yield "federation", f"{status.federation}, centre at {status.address}" if status.federation else "not known"
+    for fault in status.faults:
+        yield "fault", fault
+    yield "client", "does not run" if status.pid is None else f"runs (process {status.pid})"
     if status.connection is not None:
-        say(console, SENTENCES[status.connection])
+        yield "connection", SENTENCES[status.connection]
+        if status.connection == "refused":
+            yield "", WHEN_REFUSED
     if status.work is not None:
-        steps = f", {status.work['steps_done']} of {status.work['steps']} steps" if "steps" in status.work else ""
-        say_plain(console, sentence_of_work(status.work) + steps)
+        work = status.work
+        steps = f", {work['steps_done']} of {counted(work['steps'], 'step')}" if "steps" in work else ""
+        yield "work", sentence_of_work(work) + steps
     if status.paused_since is not None:
-        say(console, f"pauses since {status.paused_since}: aecnn-client resume ends it")
+        yield "pause", f"pauses since {status.paused_since}: aecnn-client resume ends it"
     for run_id, since in status.withdrawn.items():
-        run = "every run" if run_id == EVERY_RUN else f"run {run_id}"
-        say(console, escape(f"has withdrawn from {run} since {since}"))
+        run = "every run" if run_id == EVERY_RUN else f"run {status.runs.get(run_id, 'of unknown name')} ({run_id})"
+        yield "withdrawal", f"has withdrawn from {run} since {since}: aecnn-client resume --rejoin undoes it"
+    for run_id, name in status.runs.items():
+        yield "known run", f"{name} ({run_id})"
 
 
 def show_audit(sentences: Sequence[str], problems: Sequence[str], log: Path, console: Console) -> None:
-    """Tells what left, and whether the log is whole."""
+    """Tells what was answered, and whether the log is whole."""
     for sentence in sentences:
         say_plain(console, sentence)
+    if sentences:
+        say(
+            console, "An answer is written here before the centre can fetch it; whether it did, this log does not know."
+        )
     for problem in problems:
         say(console, f"[bold red]broken[/] {escape(problem)}")
     if not problems:
@@ -99,6 +130,6 @@ def show_models(models: Mapping[str, Mapping[str, int]], console: Console) -> No
     for run, files in models.items():
         say(console, escape(run))
         for file, size in files.items():
-            say(console, f"  {escape(file)}: {size:,} bytes")
+            say(console, f"  {escape(file)}: {counted(size, 'byte')}")
     if not models:
         say(console, "no model was delivered yet: the centre delivers at the end of a run")

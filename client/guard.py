@@ -168,7 +168,7 @@ def _round_report(answer: RecordDict, limits: _Limits) -> RoundReport:
     report = _scalars(answer, contract.REPORT, MetricRecord, RoundReport)
     _refuse_more(report.num_images, limits.data.train_rows.size, "training images")
     _refuse_more(report.num_steps, planned_steps(limits.request.plan, limits.data), "steps")
-    _refuse_more(report.images_seen, report.num_steps * limits.data.train_rows.size, "images seen")
+    _refuse_more(report.images_seen or 0, report.num_steps * limits.data.train_rows.size, "images seen")
     _refuse_more(report.alive_pixels or 0, report.lit_pixels or 0, "latent pixels")
     if report.num_steps < limits.policy.min_steps:
         raise _withheld(f"{report.num_steps} steps were made, policy.min_steps is {limits.policy.min_steps}")

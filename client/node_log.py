@@ -23,10 +23,14 @@ _SIGNS: tuple[tuple[str, NodeState], ...] = (  # what Flower 1.39 writes into th
 
 
 def node_state(log_text: str) -> NodeState:
-    """Tells from a SuperNode's log how it stands with the centre: the last sign counts."""
+    """Tells from a SuperNode's log how it stands with the centre: the last sign counts.
+
+    One that ends by itself without having connected was refused: Flower does so where a signature is not accepted.
+    """
     state: NodeState = "starting"
     for line in log_text.splitlines():
-        state = next((told for sign, told in _SIGNS if sign in line), state)
+        told = next((told for sign, told in _SIGNS if sign in line), state)
+        state = "refused" if told == "ended" and state in ("starting", "unreachable", "refused") else told
     return state
 
 

@@ -16,13 +16,14 @@ class SitePaths:
         self.request = folder / REQUEST_FILE
         self.key = folder / "hospital.key"  # private, 0600, never sent
         self.old_key = folder / "hospital.key.old"  # after a rotation, until the new key has connected
-        self.ca_certificate = folder / "ca.pem"
+        self.ca_certificate = folder / "ca.pem"  # of the centre that this folder is made for, or connected to last
         self.models = folder / "models"  # released models, by run
         self.audit_log = folder / "audit.jsonl"
         self.state = folder / "state"
         self.database = self.state / "state.sqlite"  # replies kept, head of the audit log, pause and withdrawal
         self.replies = self.state / "replies"
         self.checkpoint = self.state / "checkpoint.safetensors"  # of a local training that is under way
+        self.trusted = self.state / "ca.pem"  # what the SuperNode is given: the authority in federation.yaml
         self.secret = self.state / "secret"
         self.lock = self.state / "lock"
         self.status = self.state / "status.json"

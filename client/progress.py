@@ -1,4 +1,4 @@
-"""What the client is doing now, in one small file for ``aecnn-client status``."""
+"""What the client is doing now, in one small file for ``aecnn-client status`` and the lines of ``start``."""
 
 import json
 import time
@@ -20,6 +20,8 @@ class Progress:
 
     status: Path | None
     request: Request | None
+    kind: str = ""  # message type
+    completed: dict[str, Any] | None = None  # the run that ended last, until another one asks something
     _phase: str = IDLE
     _since: str = ""
     _told_at: float = field(default=-_INTERVAL_S)
@@ -27,7 +29,9 @@ class Progress:
     @classmethod
     def of(cls, deployment: Deployment | None, request: Request) -> "Progress":
         """Gives the progress of one request at a hospital, or of a simulated one."""
-        return cls(None if deployment is None else deployment.paths.status, request)
+        if deployment is None:
+            return cls(None, request)
+        return cls(deployment.paths.status, request, deployment.kind)
 
     def tell(self, phase: str) -> None:
         """Tells what begins now."""
@@ -47,7 +51,11 @@ class Progress:
         if self.status is None:
             return
         asked = self.request
-        what = {} if asked is None else {"run": asked.run, "run_id": asked.run_id, "round": asked.round}
+        what: dict[str, Any] = {}
+        if asked is not None:
+            what = {"kind": self.kind, "run": asked.run, "run_id": asked.run_id, "round": asked.round}
+        elif self.completed is not None:
+            what = {"completed": self.completed}
         document = {"phase": self._phase, **what, **more, "since": self._since, "updated_at": _now()}
         # Not durable on purpose: it is rewritten every second and means nothing after a crash.
         partial = self.status.with_name(f".{self.status.name}.partial")

@@ -18,6 +18,7 @@ from client.files import write_durably
 from client.inventory import Inventory, digest_of, inventory_of
 from client.refusal import RefusalError
 from client.state import ReplyRow, RequestKey, SiteState
+from client.words import stage_of
 
 KEPT_KINDS = (contract.TRAIN, contract.EVALUATE)  # the others tell the present state, and take no time
 ROUNDS_KEPT = 2
@@ -102,8 +103,8 @@ class ReplyStore:
 def _answered_once(key: RequestKey, why: str) -> RefusalError:
     return RefusalError(
         contract.CODE_AGAINST_POLICY,
-        f"a {key.kind} request of round {key.round} of run {key.run_id} was answered, and {why}: a round is answered "
-        "once. The next round is answered as usual",
+        f"the request for {stage_of(key.kind, key.round)} of run {key.run_id} was answered, and {why}: a round is "
+        "answered once. The next round is answered as usual",
     )
 
 

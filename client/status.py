@@ -1,4 +1,4 @@
-"""How a hospital's client stands, and its end: what can be told without the model's software."""
+"""How a hospital's client stands, and its end."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from aecnn.config import load_config
-from aecnn.enrolment import FederationFile
+from aecnn.errors import AecnnError
 from aecnn.processes import FolderLock, ProcessError, stop_holder
 from client.node_log import NodeState, node_state, supernode_log
 from client.paths import SitePaths
@@ -21,11 +21,14 @@ AUDIT_TRIES = 3
 class ClientStatus:
     """How a hospital's client stands."""
 
-    hospital: str
-    federation: str
+    hospital: str | None  # None: the site file does not say it
+    federation: str | None
+    address: str | None  # of the centre
+    faults: tuple[str, ...]  # of the folder's own files: with one, no request is answered
     pid: int | None  # None: it does not run
     connection: NodeState | None
-    work: dict[str, Any] | None  # what the worker wrote last: phase, run, round, step
+    work: dict[str, Any] | None  # what the worker wrote last: phase, kind of message, run, round, step
+    runs: dict[str, str]  # names of the runs that ever asked something, by id
     paused_since: str | None
     withdrawn: dict[str, str]
 
@@ -69,22 +72,32 @@ def audit_problems(paths: SitePaths) -> list[str]:
 
 
 def client_status(paths: SitePaths) -> ClientStatus:
-    """Gives how the client stands, whether it runs or not.
+    """Gives how the client stands, whether it runs or not, and what is wrong with its folder."""
+    from client.audit import known_runs
+    from client.check import check_files
 
-    Raises:
-        ConfigError: The site file or the federation's is faulty.
-    """
-    config, federation = load_config(paths.site, _SiteName), load_config(paths.federation, FederationFile)
+    (files,), _, federation = check_files(paths)
     pid, state = FolderLock(paths.lock).holder(), SiteState(paths.database)
     return ClientStatus(
-        hospital=config.name,
-        federation=federation.name,
+        hospital=_name_in(paths),
+        federation=None if federation is None else federation.name,
+        address=None if federation is None else federation.address,
+        faults=files.details,
         pid=pid,
         connection=None if pid is None else node_state(supernode_log(paths)),
         work=None if pid is None else read_work(paths),
+        runs=known_runs(paths.audit_log),
         paused_since=state.paused_since(),
         withdrawn=state.withdrawn_runs(),
     )
+
+
+def _name_in(paths: SitePaths) -> str | None:
+    """The hospital's name, also where other keys of the site file are faulty."""
+    try:
+        return load_config(paths.site, _SiteName).name
+    except AecnnError:
+        return None
 
 
 def read_work(paths: SitePaths) -> dict[str, Any] | None:

@@ -6,16 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from aecnn.console import say
 from aecnn.enrolment import FederationFile
 from aecnn.errors import ConfigError
 from aecnn.processes import Command, FolderLock, ProcessError, ProcessGroup, run_until_ended
 from client.check import check_files
-from client.connection import is_port_free, node_environment
+from client.connection import another_centre, is_port_free, node_command, node_environment
 from client.display import Display
-from client.flower import supernode_command
+from client.log_lines import logs_on, say_line
 from client.node_log import BEGIN_OF_LOG, NodeState, node_state, supernode_log
 from client.paths import SitePaths
 from client.site import SiteConfig
@@ -59,22 +57,32 @@ def run_client(paths: SitePaths, console: Console) -> int:
     try:
         if not is_port_free(config.local_port):
             raise ProcessError(f"port {config.local_port} of this machine is taken: set local_port in {paths.site}")
-        paths.ca_certificate.write_text(federation.ca_certificate, encoding="utf-8")  # it may be a newer one
         paths.status.unlink(missing_ok=True)
-        group = ProcessGroup(_commands(paths, config, federation))
-        display = Display(console, connection=lambda: node_state(supernode_log(paths)), work=lambda: read_work(paths))
-
-        def tend() -> None:
-            if _shown(display) == "connected":
-                paths.old_key.unlink(missing_ok=True)  # the key made last is the one the centre knows
-
-        say(console, f"{config.name} goes to {escape(federation.address)}; Ctrl-C or `aecnn-client stop` ends it")
-        with display:
-            code = run_until_ended(group, on_tick=tend)
+        with logs_on(console):
+            code = _run(paths, config, federation, console)
     finally:
         lock.release()
-    say(console, "stopped")
+    say_line(console, "stopped")
     return 0 if code == STOPPED_BY_SIGNAL else code
+
+
+def _run(paths: SitePaths, config: SiteConfig, federation: FederationFile, console: Console) -> int:
+    """Runs both processes; gives the exit code of the group."""
+    group = ProcessGroup(_commands(paths, config, federation))
+    display = Display(console, connection=lambda: node_state(supernode_log(paths)), work=lambda: read_work(paths))
+
+    def tend() -> None:
+        if _shown(display) == "connected":
+            paths.old_key.unlink(missing_ok=True)  # the key made last is the one the centre knows
+            if another_centre(paths, federation) is not None:
+                paths.ca_certificate.write_text(federation.ca_certificate, encoding="utf-8")
+
+    odd = another_centre(paths, federation)
+    if odd is not None:
+        log.warning("%s", odd)
+    say_line(console, f"{config.name} goes to {federation.address}; Ctrl-C or `aecnn-client stop` ends it")
+    with display:
+        return run_until_ended(group, on_tick=tend)
 
 
 def _shown(display: Display) -> NodeState | None:
@@ -88,13 +96,7 @@ def _shown(display: Display) -> NodeState | None:
 
 def _commands(paths: SitePaths, config: SiteConfig, federation: FederationFile) -> list[Command]:
     environment = node_environment(paths.flower_home)
-    supernode = supernode_command(
-        address=federation.address,
-        ca_certificate=paths.ca_certificate,
-        key=paths.key,
-        port=config.local_port,
-        secret_file=paths.secret,
-    )
+    supernode = node_command(paths, federation, port=config.local_port)
     worker = [sys.executable, "-P", "-m", "client.worker", str(paths.folder)]  # -P: no module from the working folder
     return [
         Command("SuperNode", supernode, environment, _log_file(paths, "supernode")),

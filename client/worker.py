@@ -12,14 +12,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from flwr.app import Message
+
+from aecnn import contract
 from aecnn.config import load_config
 from aecnn.errors import AecnnError
 from client.app import app
+from client.delivery import released_folder
 from client.desk import Desk
 from client.inventory import printable
+from client.log_lines import log_to_standard_error
 from client.paths import SitePaths
-from client.progress import STOPPED, Progress
+from client.progress import IDLE, STOPPED, Progress
 from client.site import SiteConfig
+from client.wire import request_of
 
 if TYPE_CHECKING:
     from client.flower import TaskSource
@@ -47,16 +53,23 @@ def main(folder: Path) -> int:
     idle = Progress(paths.status, None)
     log.info("The worker of %s is ready", paths.folder)
     try:
-        idle.tell("idle")
+        idle.tell(IDLE)
         while True:
-            if _answer_next(source, desk):
-                idle.tell("idle")
+            if _answer_next(source, desk, paths=paths, idle=idle):
+                idle.tell(IDLE)
     finally:
         idle.tell(STOPPED)
 
 
-def _answer_next(source: "TaskSource", desk: Desk) -> bool:
-    """Answers the next message, where there is one; gives whether there was."""
+def _answer_next(source: "TaskSource", desk: Desk, *, paths: SitePaths, idle: Progress) -> bool:
+    """Answers the next message, where there is one; gives whether there was.
+
+    Args:
+        source: Where messages come from.
+        desk: Who answers them.
+        paths: The hospital's folder.
+        idle: Is told of a run that the answer completes.
+    """
     from client.flower import NodeLostError
 
     try:
@@ -68,6 +81,7 @@ def _answer_next(source: "TaskSource", desk: Desk) -> bool:
             begin = time.monotonic()
             log.info("A message of type %s came", printable(kind))
             reply = desk.answer(task.message)
+            idle.completed = completed_run(task.message, reply, paths)
             task.answer(reply)
             said = "an answer" if reply.has_content() else f"code {reply.error.code}"
             log.info("%s went out after %.1f s", said.capitalize(), time.monotonic() - begin)
@@ -75,6 +89,16 @@ def _answer_next(source: "TaskSource", desk: Desk) -> bool:
         log.warning("%s", error)
         time.sleep(NODE_LOST_WAIT_S)
     return True
+
+
+def completed_run(message: Message, reply: Message, paths: SitePaths) -> dict[str, str | None] | None:
+    """Gives the run that an answered message ends: name, id and where its released files lie. None: it goes on."""
+    if message.metadata.message_type != contract.DELIVER or not reply.has_content():
+        return None
+    request = request_of(message)
+    folder = released_folder(paths.models, request)
+    models = f"{folder.parent.name}/{folder.name}" if folder.is_dir() else None
+    return {"run": request.run, "run_id": request.run_id, "models": models}
 
 
 def _task_source(paths: SitePaths) -> "TaskSource":
@@ -100,6 +124,5 @@ def _end(_number: int, _frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
+    log_to_standard_error()
     sys.exit(main(Path(sys.argv[1])))

@@ -4,7 +4,7 @@ import zlib
 from collections import Counter, defaultdict
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
@@ -117,14 +117,23 @@ class NamedGrid(InProcessGrid):
 
     def __init__(self, app: ClientApp) -> None:
         super().__init__(app, num_nodes=len(NAMES), run_config={})
+        self._nodes = {name: FIRST_CLIENT_NODE_ID + index for index, name in enumerate(NAMES)}
         self.offline: set[str] = set()
         self.silent: set[str] = set()  # online, and no reply comes
         self.on_pull = lambda: None
 
     def get_nodes(self):
         """Gives those online with their names."""
-        nodes = {FIRST_CLIENT_NODE_ID + index: name for index, name in enumerate(NAMES)}
-        return [NodeInfo(node_id=node, name=name) for node, name in nodes.items() if name not in self.offline]
+        return [NodeInfo(node_id=node, name=name) for name, node in self._nodes.items() if name not in self.offline]
+
+    def register_anew(self, name: str) -> None:
+        """Gives a hospital a new key, and thereby another node: what was sent to its old one is never answered."""
+        old, new = self._nodes[name], max(self._contexts) + 1
+        context = self._contexts[old]
+        self._contexts[new] = Context(
+            run_id=context.run_id, node_id=new, node_config=context.node_config, state=RecordDict(), run_config={}
+        )
+        self._nodes[name] = new
 
     def pull_messages(self, message_ids):
         """Gives a reply, unless its hospital is not there."""
@@ -133,5 +142,5 @@ class NamedGrid(InProcessGrid):
         return super().pull_messages([message_id for message_id in message_ids if message_id in wanted])
 
     def _is_there(self, message: Message) -> bool:
-        name = NAMES[message.metadata.dst_node_id - FIRST_CLIENT_NODE_ID]
-        return name not in self.offline | self.silent
+        there = {node for name, node in self._nodes.items() if name not in self.offline | self.silent}
+        return message.metadata.dst_node_id in there

@@ -81,7 +81,7 @@ def _last_one_rewritten(lines):
         (lambda lines: lines.clear(), "ends after line 0"),
         (lambda lines: lines.insert(3, "rubbish\n"), "line 4 is no line of this log"),
         (lambda lines: lines.insert(3, '{"a": NaN}\n'), "line 4 is no line of this log"),
-        (lambda lines: lines.extend(lines[-2:]), "lines were added"),
+        (lambda lines: lines.extend(lines[-2:]), "6 lines were recorded: lines were added"),
     ],
 )
 def test_every_kind_of_tampering_is_found(change, told, path, state):
@@ -129,7 +129,7 @@ def test_a_torn_last_line_is_cut_off_and_noted(path, state, torn):
         file.write(torn)
     log = AuditLog(path, state)
     assert log.head.length == 7
-    assert f"{len(torn)} bytes of an unfinished line" in json.loads(_lines(path)[6])["decision"]
+    assert f"{len(torn):,} bytes of an unfinished line" in json.loads(_lines(path)[6])["decision"]
     assert verify(path, state.audit_head()) == []
 
 

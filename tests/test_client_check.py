@@ -1,6 +1,7 @@
 """``aecnn-client check``: what it finds on the way to the centre, and that what it shows is what would leave."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,20 +14,23 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
+from rich.console import Console
 
 from aecnn.config import ModelConfig, load_config
 from aecnn.contract import exchange_schema
+from aecnn.data.check.outcome import Outcome
 from aecnn.enrolment import FederationFile
 from aecnn.model.joint import build_architecture
 from centre_in_folder import eventually, free_port
-from client.check import check_connection, check_files
-from client.check_command import run_checks
+from client.check import check_centre, check_connection, check_files
+from client.check_command import CheckResult, check_progress, run_checks, show_checks
 from client.connection import node_environment, proxy_for, try_to_connect
 from client.node_log import node_state
 from client.rehearsal import Speed, rehearsal_plan, rehearsal_site, rehearse
 from client.setup import public_key_of, rotate_key
 from client.site import SiteConfig
 from hospital_in_folder import aecnn_client, client_started, federation_file, make_hospital
+from hospital_in_process import PLAN
 from server.certificates import issue_server_certificate, make_authority
 from server.flower import Control, LocalLink, flower_environment, superlink_command
 
@@ -237,8 +241,11 @@ def test_a_real_supernode_goes_through_the_proxy_and_its_key_is_known_once_it_is
             request = rotate_key(paths)
             assert paths.old_key.exists()
             control.register("st-mary-again", request.public_key)
+            paths.ca_certificate.write_bytes(make_authority("an older one").certificate)
             with client_started(paths):
                 eventually(lambda: not paths.old_key.exists(), what="the new key's connection")
+                assert "is of another centre" in (paths.folder / "start.log").read_text()
+                eventually(lambda: check_centre(paths, federation).status == "pass", what="the new centre's name")
         assert found["enrolment"].status == found["clock"].status == "pass"
         assert set(asked) == {f"CONNECT {HOST}:9092 HTTP/1.1"}
         control.close()
@@ -255,6 +262,7 @@ def test_a_real_supernode_goes_through_the_proxy_and_its_key_is_known_once_it_is
         ("INFO :      Connection successful after 12.00 seconds and 4 tries.", "connected"),
         ("[code: 2004] Failed to activate SuperNode.", "refused"),
         ("INFO :      SuperNode terminated gracefully.", "ended"),
+        ("INFO :      Starting Flower SuperNode\nINFO :      SuperNode terminated gracefully.", "refused"),
         ("aecnn-client start 2026-11-24T22:00:00+00:00", "starting"),
     ],
 )
@@ -323,6 +331,43 @@ def test_faulty_data_fail_the_check_and_are_not_trained_on(phantom_64px, tmp_pat
     assert "would-leave" not in status
     assert document["would_leave"] is None
     assert (tmp_path / "data.html").is_file()
+
+
+def test_a_federation_file_of_another_centre_is_noticed_until_that_centre_has_connected(phantom_64px, tmp_path):
+    paths, federation = _hospital(tmp_path, phantom_64px)
+    assert check_centre(paths, federation).status == "pass"
+    moved = federation.model_copy(update={"address": "elsewhere.example:9092"})
+    assert check_centre(paths, moved).status == "pass"  # the same authority, at another address
+    federation_file(paths.federation, name="theirs", authority=make_authority("other"))
+    outcome = check_centre(paths, load_config(paths.federation, FederationFile))
+    assert outcome.status == "warn"
+    assert "is of another centre (federation theirs" in outcome.summary
+
+
+def test_the_table_names_what_warns_and_says_that_the_figures_are_a_rehearsals(tmp_path):
+    warned = Outcome(
+        check="data",
+        title="Data",
+        status="warn",
+        summary="1 image of 1 patient",
+        details=("findings to evaluate: warn",),
+    )
+    console = Console(file=io.StringIO(), width=1000)
+    show_checks(CheckResult((warned,), {"plan": PLAN.model_dump(mode="json"), "messages": []}), console)
+    told = console.file.getvalue()
+    assert "1 image of 1 patient" in told
+    assert "findings to evaluate: warn" in told
+    assert "not a real round's: they come from a tiny rehearsal" in told
+    assert "resnet18 at 64 px, a few of the patients, 2 steps of 4 images" in told
+
+
+def test_the_bar_has_no_count_before_the_number_of_images_is_known(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with check_progress() as (on_progress, on_check):
+        on_check("opening images")
+        on_progress(3, 7)
+        on_check("connecting to the centre")
+    assert "/?" not in capsys.readouterr().err
 
 
 def test_every_fault_of_the_folder_is_told_at_once(phantom_64px, tmp_path):

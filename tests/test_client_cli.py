@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from centre_in_folder import eventually, free_port
 from client.audit_log import NOTE, AuditLog
 from client.state import SiteState
 from hospital_in_folder import aecnn_client, client_started, federation_file, make_hospital
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) ")
 
 
 @pytest.fixture
@@ -89,6 +92,7 @@ def test_pause_resume_and_withdrawal_are_noted_for_the_worker_and_shown(hospital
     aecnn_client("pause", "-f", hospital.folder)
     assert SiteState(hospital.database).paused_since() is not None
     assert "pauses since" in aecnn_client("status", "-f", hospital.folder)[0]
+    assert "pauses already, since 2" in aecnn_client("pause", "-f", hospital.folder)[0]
     AuditLog(hospital.audit_log, SiteState(hospital.database)).append(
         {"direction": "in", "decision": "received", "kind": "query", "run": "chest", "run_id": "0123456789abcdef"}
     )
@@ -101,10 +105,27 @@ def test_pause_resume_and_withdrawal_are_noted_for_the_worker_and_shown(hospital
     state = SiteState(hospital.database)
     assert state.paused_since() is None
     assert (state.is_withdrawn("0123456789abcdef"), state.is_withdrawn("f" * 16)) == (True, False)
+    assert "known run   chest (0123456789abcdef)" in aecnn_client("status", "-f", hospital.folder)[0]
+    assert "from run chest (0123456789abcdef) since 2" in aecnn_client("status", "-f", hospital.folder)[0]
+    assert _status(hospital)["runs"] == {"0123456789abcdef": "chest"}
+    assert "there was no pause to end" in aecnn_client("resume", "-f", hospital.folder)[0]
     aecnn_client("withdraw", "-f", hospital.folder, "--yes")
     assert state.is_withdrawn("f" * 16)
     aecnn_client("resume", "-f", hospital.folder, "--rejoin")
     assert _status(hospital)["withdrawn"] == {}
+
+
+def test_the_status_of_a_faulty_folder_says_the_fault_and_all_else(hospital):
+    SiteState(hospital.database).pause()
+    assert "fault" not in aecnn_client("status", "-f", hospital.folder)[0]
+    hospital.site.write_text(hospital.site.read_text().replace("device:", "devise:"))
+    shown, _ = aecnn_client("status", "-f", hospital.folder, code=1)
+    for told in ("hospital    st-mary", "did you mean 'device'", "client      does not run", "pauses since"):
+        assert told in shown
+    document = json.loads(aecnn_client("status", "-f", hospital.folder, "--json", code=1)[0])
+    assert "devise" in document["faults"][0]
+    hospital.site.write_text("name: [")
+    assert "site.yaml does not say it" in aecnn_client("status", "-f", hospital.folder, code=1)[0]
 
 
 def test_a_withdrawal_that_nobody_confirms_is_none(hospital):
@@ -128,7 +149,8 @@ def test_the_audit_is_whole_until_somebody_edits_it(hospital):
     assert "whole" in shown
     document = json.loads(aecnn_client("audit", "-f", hospital.folder, "--json")[0])
     assert document["problems"] == []
-    assert len(document["entries"]) == 3
+    assert [entry["reason"] for entry in document["entries"]] == ["one", "two", "three"]
+    assert {(entry["direction"], entry["decision"]) for entry in document["entries"]} == {("note", "note")}
     today, tomorrow = (f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}" for days in (-1, 1))
     for since, count in ((today, 3), (tomorrow, 0)):
         document = json.loads(aecnn_client("audit", "-f", hospital.folder, "--since", since, "--json")[0])
@@ -214,6 +236,7 @@ def test_a_client_waits_for_a_centre_that_is_down_and_ends_with_all_its_processe
         assert process.wait(timeout=60) == 0
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
     assert "\x1b" not in what_it_says()  # a service's journal gets plain lines
+    assert [line for line in what_it_says().splitlines() if not LINE.match(line)] == []
     assert _status(hospital)["is_running"] is False
 
 

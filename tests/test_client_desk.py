@@ -16,7 +16,7 @@ from aecnn.errors import CheckpointError
 from aecnn.model.checkpoint import CheckpointMetadata, save_checkpoint
 from client import app as app_module
 from client.app import app as installed_app
-from client.audit import describe, verify
+from client.audit import describe, entries, verify
 from client.audit_log import AuditError
 from client.desk import Desk
 from client.guard import guard_egress
@@ -121,8 +121,41 @@ def test_the_log_names_every_tensor_and_scalar_that_left(site, weights):
     assert verify(site.audit_log, SiteState(site.database).audit_head()) == []
     words = describe(site.audit_log)
     assert "round 1: the centre asked to train (44." in words[0]
-    assert "this left for the centre: " in words[1]
+    assert "answered to the centre: " in words[1]
     assert "the trained weights (128 arrays, 44.8 MB)" in words[1]
+
+
+def test_the_audit_as_data_has_names_digests_and_scalars_and_the_code_of_a_refusal(site, weights):
+    desk = Desk(site, _quick_app([]))
+    reply = desk.answer(centre_message(contract.TRAIN, weights=weights))
+    desk.answer(centre_message(contract.TRAIN, weights=weights, seed=9))
+    came, made, _, refused = entries(site.audit_log)
+    assert [came[key] for key in ("sequence", "direction", "kind", "run", "run_id", "round", "stage")] == [
+        *(1, "in", "train", "small", RUN_ID, 1, "round 1")
+    ]
+    assert (came["decision"], came["from"], came["to"]) == ("received", "centre", "st-mary")
+    assert (made["sequence"], made["direction"], made["decision"], made["code"]) == (2, "out", "answered", None)
+    assert made["records"]["report"]["scalars"] == dict(reply.content[contract.REPORT])
+    (array,) = made["records"]["weights"]["arrays"]
+    assert array["name"] == "packed"
+    assert len(array["sha256"]) == 64
+    assert (refused["decision"], refused["code"], refused["records"]) == ("refused", contract.CODE_AGAINST_POLICY, {})
+    assert refused["reason"].startswith("the request for round 1 of run")
+    assert [entry["hash"] for entry in entries(site.audit_log)] == [line["hash"] for line in _lines(site)]
+    assert entries(site.audit_log, since=made["time"][:10]) == entries(site.audit_log)
+    assert entries(site.audit_log, since="2999-01-01") == []
+
+
+def test_what_follows_the_last_round_is_called_by_its_name_and_not_a_round_more(site, weights, tmp_path):
+    _take_part(site, weights)
+    desk = Desk(site, installed_app)
+    desk.answer(centre_message(contract.EVALUATE, weights=weights, round=4))
+    assert json.loads(site.status.read_text())["kind"] == contract.EVALUATE
+    desk.answer(centre_message(contract.DELIVER, files=_released(tmp_path, weights), round=4))
+    told = "\n".join(describe(site.audit_log))
+    assert "evaluation after round 3: the centre asked to judge a model" in told
+    assert "delivery: the centre asked to take the released model" in told
+    assert "round 4" not in told
 
 
 def test_another_question_under_the_same_round_is_not_answered(site, weights):
@@ -210,7 +243,7 @@ def test_without_a_policy_not_even_an_answer_that_was_given_is_sent_again(site, 
     assert _code(desk.answer(message())) != 0
     assert _code(desk.answer(message(round=2))) == contract.CODE_WITHHELD
     assert "withheld (code 104): the site file has no policy" in _lines(site)[-1]["decision"]
-    assert "nothing left but a code" in describe(site.audit_log)[-1]
+    assert "answered to the centre: a code alone, withheld (code 104): the site" in describe(site.audit_log)[-1]
 
 
 def test_other_working_hours_do_not_undo_an_answer(site, weights, phantom_64px):

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 import server.centre_setup
@@ -29,14 +29,16 @@ from aecnn.config import (
 )
 from aecnn.contract import code_fingerprint, exchange_schema
 from aecnn.enrolment import FederationFile
+from aecnn.errors import FederationError
 from aecnn.processes import FolderLock
 from centre_in_folder import make_centre, new_key, public_pem, write_request
-from server.centre_runs import begin_plan, next_run, read_plan, summary_of
-from server.centre_template import SERVER_YAML
+from server.centre import EXIT_RUN_FAILED, write_json
+from server.centre_runs import begin_plan, next_run, summary_of
+from server.centre_template import server_yaml
 from server.certificates import certificate_faults, hosts_of, issue_server_certificate, make_authority, read_issued
-from server.cli import app, main
+from server.cli import _tell_end, app, main
 from server.roster import read_roster
-from server.settings import CentrePaths, RunSettings, ServerConfig, read_server_config
+from server.settings import CentrePaths, ServerConfig, read_server_config
 
 ANSWERS = ["--name", "chest", "--address", "centre.example:9092"]
 
@@ -171,7 +173,7 @@ def test_an_empty_folder_that_is_there_is_filled(call, tmp_path):
 
 
 def test_the_new_server_yaml_names_every_key_there_is(tmp_path):
-    text = SERVER_YAML.substitute(name="a", address="x:9092", listen="0.0.0.0:9092", local_port=8000)
+    text = server_yaml(name="a", address="x:9092", listen="0.0.0.0:9092", local_port=8000)
     models = (ServerConfig, FederationConfig, StrategyConfig, ImagesConfig, ModelConfig, TrainingConfig)
     keys = {key for model in models for key in model.model_fields}
     missing = [key for key in sorted(keys) if not re.search(rf"^\s*(# *)?{key}:", text, re.MULTILINE)]
@@ -181,7 +183,7 @@ def test_the_new_server_yaml_names_every_key_there_is(tmp_path):
 
 
 def test_the_keys_that_are_off_are_fit_to_be_switched_on(tmp_path):
-    text = SERVER_YAML.substitute(name="a", address="x:9092", listen="0.0.0.0:9092", local_port=8000)
+    text = server_yaml(name="a", address="x:9092", listen="0.0.0.0:9092", local_port=8000)
     text = text.replace("# test_data:", "test_data:").replace("#   root:", "  root:")
     text = text.replace("  local_epochs: 1 ", "  # local_epochs: 1 ").replace("# local_steps:", "local_steps:")
     text = text.replace("name: fedavg ", "name: fedavgm ").replace("# server_", "server_")
@@ -190,6 +192,14 @@ def test_the_keys_that_are_off_are_fit_to_be_switched_on(tmp_path):
     assert config.test_data.root == tmp_path / "test-data", "relative to the file, not to the working folder"
     assert config.training.local_steps == 100
     assert config.federation.strategy.server_momentum == 0.9
+
+
+@pytest.mark.parametrize("address", ["x:1", "centre.hospital.example:9092"])
+def test_the_comments_of_a_new_server_yaml_stand_one_below_the_other(address):
+    lines = server_yaml(name="a", address=address, listen="0.0.0.0:9092", local_port=8000).splitlines()
+    found = [match.end() for line in lines if (match := re.search(r"(?<=\S)  +# ", line))]
+    assert len(found) > 20
+    assert len(set(found)) == 1
 
 
 # --- hospitals
@@ -222,7 +232,10 @@ def test_nobody_is_enrolled_under_another_name_or_unconfirmed(call, paths, tmp_p
 def test_a_new_key_needs_replace(call, paths, tmp_path):
     call("enroll", "a", write_request(tmp_path / "1.json"), "--yes", "-f", paths.folder)
     second = write_request(tmp_path / "2.json")
-    assert "--replace" in call("enroll", "a", second, "--yes", "-f", paths.folder, code=2)
+    told = call("enroll", "a", second, "--yes", "-f", paths.folder, code=2)
+    assert "--replace" in told
+    assert "flower-server revoke a" in told
+    assert "rotate-key" in told
     call("enroll", "a", second, "--yes", "--replace", "-f", paths.folder)
     assert read_roster(paths.roster).enrolled["a"].public_key == json.loads(second.read_text())["public_key"]
 
@@ -321,103 +334,40 @@ def test_status_and_stop_of_a_folder_that_does_not_run(call, paths):
     assert "does not run" in call("stop", "-f", paths.folder)
 
 
+def test_status_says_what_each_figure_is_and_by_which_id_hospitals_know_the_run(call, paths):
+    config = read_server_config(paths.config)
+    begin_plan(paths, num_runs=1, anew=False)
+    folder, _ = next_run(paths, config)
+    start = {"event": "start", "run": "t", "run_id": "0123456789abcdef", "started_at": "then", "hospitals": {"a": {}}}
+    folder.append_event(start)
+    folder.append_event({"event": "validation", "round": 1, "macro_auroc": 0.625})
+    _end(folder)
+    lines = dict(line.split(":", 1) for line in call("status", "-f", paths.folder).splitlines())
+    told = {label: text.strip() for label, text in lines.items()}
+    assert told["newest run"] == folder.path.name
+    assert told["its id at hospitals"] == "0123456789abcdef"
+    assert told["validation AUROC"] == "0.6250"
+    assert told["enrolled hospitals"] == "none"
+    assert "0123456789abcdef" in call("runs", "-f", paths.folder)
+    assert json.loads(call("report", "--json", "-f", paths.folder)) == {
+        "run": folder.path.name,
+        "report": str(folder.path / "report.html"),
+    }
+
+
+@pytest.mark.parametrize(("failed", "is_told"), [({}, True), ({"goes_on": False}, False)])
+def test_a_run_that_cannot_go_on_is_not_said_to_go_on(failed, is_told, paths):
+    write_json(paths.status, {"phase": "failed", "reason": "because", **failed})
+    with pytest.raises(FederationError, match="because") as error:
+        _tell_end(EXIT_RUN_FAILED, paths, Console())
+    assert ("goes on" in str(error.value)) == is_told
+
+
 # --- runs
 
 
 def _end(folder, status="completed"):
     folder.append_event({"event": "end", "status": status, "released_round": 1, "seconds": 1.0, "reason": None})
-
-
-def test_runs_follow_each_other_with_the_next_seed_until_all_are_done(paths):
-    config = read_server_config(paths.config).model_copy(update={"num_runs": 2, "seed": 5})
-    begin_plan(paths, num_runs=2, anew=False)
-    seeds = []
-    while (planned := next_run(paths, config)) is not None:
-        folder, own = planned
-        seeds.append(RunSettings.of_server(own).seed)
-        assert load_config(folder.config_file, ServerConfig) == own
-        _end(folder)
-    assert seeds == [5, 6]
-    assert len(set(read_plan(paths).runs)) == 2
-    assert begin_plan(paths, num_runs=2, anew=False).runs == (), "the next start begins anew"
-
-
-def test_an_unfinished_run_goes_on_as_it_began_but_for_how_long_it_waits(paths):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, begun = next_run(paths, config)
-    folder.append_event({"event": "start", "run": "test", "started_at": "now", "hospitals": {}})
-    changed = config.model_copy(
-        update={
-            "accepted_fingerprints": ("f" * 64,),
-            "seed": 99,
-            "federation": config.federation.model_copy(update={"num_rounds": 77, "round_timeout_s": 1.0}),
-        }
-    )
-    assert begin_plan(paths, num_runs=1, anew=False).runs == (folder.path.name,)
-    again, goes_on = next_run(paths, changed)
-    assert again == folder
-    assert (goes_on.seed, goes_on.federation.num_rounds) == (begun.seed, begun.federation.num_rounds)
-    assert (goes_on.federation.round_timeout_s, goes_on.accepted_fingerprints) == (1.0, ("f" * 64,))
-    begin_plan(paths, num_runs=1, anew=True)
-    assert next_run(paths, changed)[0] != folder, "--new leaves it"
-
-
-def test_a_crash_between_the_plan_and_the_folder_is_made_good(paths):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, _ = next_run(paths, config)
-    shutil.rmtree(folder.path)
-    again, own = next_run(paths, config)
-    assert (again, own.seed) == (folder, config.seed)
-    assert again.config_file.exists()
-
-
-def test_a_run_that_nobody_has_joined_yet_takes_a_changed_configuration(paths):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, _ = next_run(paths, config)
-    changed = config.model_copy(update={"federation": config.federation.model_copy(update={"num_rounds": 77})})
-    again, own = next_run(paths, changed)
-    assert (again, own.federation.num_rounds) == (folder, 77)
-    assert load_config(folder.config_file, ServerConfig).federation.num_rounds == 77
-
-
-def test_a_run_that_failed_and_goes_on_is_unfinished(paths):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, _ = next_run(paths, config)
-    for again in ("start", "resume"):
-        _end(folder, "failed")
-        assert summary_of(folder.path).status == "failed"
-        folder.append_event({"event": again, "started_at": "then", "hospitals": {}})
-        assert summary_of(folder.path).status == "unfinished"
-
-
-@pytest.mark.parametrize("status", ["failed", "completed"])
-def test_a_run_with_something_left_to_do_goes_on(paths, status):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, _ = next_run(paths, config)
-    folder.append_event({"event": "start", "run": "t", "started_at": "then", "hospitals": {"a": {}}})
-    _end(folder, status)
-    folder.store_file.touch()  # rounds to go on from, or a model to deliver
-    begin_plan(paths, num_runs=1, anew=False)
-    assert next_run(paths, config)[0] == folder
-    folder.store_file.unlink()
-    begin_plan(paths, num_runs=1, anew=False)
-    assert next_run(paths, config)[0] != folder
-
-
-def test_a_failed_run_is_followed_by_one_with_its_seed(paths):
-    config = read_server_config(paths.config)
-    begin_plan(paths, num_runs=1, anew=False)
-    folder, first = next_run(paths, config)
-    _end(folder, "failed")
-    begin_plan(paths, num_runs=1, anew=False)
-    other, second = next_run(paths, config)
-    assert other != folder
-    assert second.seed == first.seed
 
 
 def test_runs_tells_what_became_of_each(call, paths):

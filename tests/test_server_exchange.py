@@ -1,6 +1,8 @@
 """Hospitals that fail, pause, vanish, come late or leave, on a grid that knows their names."""
 
 import json
+import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -125,6 +127,111 @@ def test_a_hospital_that_vanished_is_asked_again_when_it_is_back(hospitals, grid
     assert len(pulls) > 40
 
 
+class Roster:
+    """Who is enrolled now, as a test changes it while a run goes on."""
+
+    def __init__(self, *names):
+        self.names = {*(names or NAMES)}
+
+    def __call__(self):  # noqa: D102
+        return enrolled(*sorted(self.names))() if self.names else {}
+
+
+def _at_pulls(grid, steps):
+    """Has each step done when so many pulls were made, in order."""
+    pulls = []
+
+    def on_pull():
+        pulls.append(1)
+        if len(pulls) in steps:
+            steps[len(pulls)]()
+
+    grid.on_pull = on_pull
+
+
+@pytest.mark.parametrize("is_seen_revoked", [True, False])
+def test_a_hospital_enrolled_anew_under_a_new_key_in_the_middle_of_a_round_takes_part_again(
+    is_seen_revoked, hospitals, grid, run
+):
+    """Its key is revoked and another accepted while the round waits for a slow hospital."""
+    roster = Roster()
+
+    def revoke():
+        grid.silent = {"hospital-1", "hospital-3"}  # its task ran when it was cut off
+        if is_seen_revoked:
+            roster.names.discard("hospital-3")
+            grid.offline = {"hospital-3"}
+
+    def enrol_anew():
+        roster.names.add("hospital-3")
+        grid.register_anew("hospital-3")
+        grid.offline, grid.silent = set(), {"hospital-1"}
+
+    _at_pulls(grid, {4: revoke, 12: enrol_anew, 40: lambda: grid.silent.clear()})
+    history = run(roster, num_rounds=3)
+    assert [(event["hospital"], event["reason"]) for event in _of(history, "left")] == (
+        [("hospital-3", exchange.REVOKED)] if is_seen_revoked else []
+    )
+    assert [event["hospital"] for event in _of(history, "joined")] == (["hospital-3"] if is_seen_revoked else [])
+    assert hospitals.asked["hospital-3", contract.JOIN, 0] == 1 + is_seen_revoked
+    rounds = _of(history, "round")
+    assert rounds[-1]["admitted"] == list(NAMES)
+    assert [event["missing"] for event in rounds] == [[]] * 3
+    assert _of(history, "delivered")[0]["hospitals"] == list(NAMES)
+
+
+def test_a_round_waits_for_hospitals_before_an_attempt_counts_as_failed(hospitals, grid, run):
+    """All are revoked while the first round is asked; two are back under new keys while it waits."""
+    roster, statuses = Roster(), []
+
+    def revoke():
+        roster.names.clear()
+        grid.offline = set(NAMES)
+
+    def enrol_anew(status):
+        statuses.append(status)
+        if status["phase"] == "waiting" and not roster.names:
+            roster.names |= {"hospital-1", "hospital-2"}
+            grid.offline = {"hospital-3"}
+            for name in sorted(roster.names):
+                grid.register_anew(name)
+
+    _at_pulls(grid, {5: revoke})
+    history = run(roster, on_status=enrol_anew, num_rounds=2, max_failed_rounds=1)
+    assert "waiting" in [status["phase"] for status in statuses]
+    assert _of(history, "attempt") == []
+    assert [event["admitted"] for event in _of(history, "round")] == [["hospital-1", "hospital-2"]] * 2
+    assert [(event["hospital"], event["round"]) for event in _of(history, "joined")] == [
+        ("hospital-1", 1),
+        ("hospital-2", 1),
+    ]
+
+
+def test_attempts_without_enough_hospitals_last_the_rounds_timeout_each_and_end_by_name(grid, run):
+    roster = Roster()
+    _at_pulls(grid, {5: lambda: roster.names.difference_update({"hospital-1", "hospital-2"})})
+    begin = time.monotonic()
+    with pytest.raises(FederationError, match=r"1 hospital gave .*2 are needed; taking part: hospital-3"):
+        run(roster, num_rounds=1, max_failed_rounds=2, round_timeout_s=0.6)
+    assert time.monotonic() - begin > 2 * 0.6
+
+
+def test_a_hospital_that_was_declined_for_its_numbers_is_asked_again_once_it_is_enrolled_with_others(
+    hospitals, grid, run
+):
+    numbers = {"hospital-2": 5}
+    _at_pulls(grid, {4: numbers.clear})
+
+    def roster():
+        listed = enrolled()()
+        return {name: replace(listed[name], num_images=numbers.get(name, listed[name].num_images)) for name in listed}
+
+    history = run(roster, num_rounds=3)
+    assert list(history[0]["refused"]) == ["hospital-2"]
+    assert [event["hospital"] for event in _of(history, "joined")] == ["hospital-2"]
+    assert _of(history, "round")[-1]["admitted"] == list(NAMES)
+
+
 def test_a_hospital_that_comes_late_joins_and_takes_part_from_the_next_round(grid, run):
     grid.offline = {"hospital-3"}
     grid.on_pull = lambda: grid.offline.clear() if grid._num_pushed > 2 else None
@@ -212,6 +319,13 @@ def _add_keys(reply):
     reply.content[contract.REPORT] = MetricRecord({f"[/{number}]\x1b[2J": 1 for number in range(5000)})
 
 
+def _say_it_took(seconds):
+    def change(reply):
+        reply.content[contract.REPORT] = MetricRecord({**reply.content[contract.REPORT], "seconds": seconds})
+
+    return change
+
+
 def _change_weights(**changes):
     def change(reply):
         weights = unpack_weights(reply.content[contract.WEIGHTS][contract.PACKED].numpy())
@@ -229,6 +343,7 @@ def _change_weights(**changes):
         (_pretend_to_be_another, contract.REFUSED_ORIGIN),
         (_of_another_round, contract.REFUSED_ORIGIN),
         (_add_keys, contract.REFUSED_FORM),
+        (_say_it_took(1e300), contract.REFUSED_FORM),
         (_change_weights(running_var=-1.0), contract.REFUSED_VALUES),
         (_change_weights(num_batches_tracked=2**62), contract.REFUSED_VALUES),
         (_change_weights(weight=1e3), contract.REFUSED_NORM),

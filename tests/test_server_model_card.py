@@ -39,7 +39,7 @@ def card_of(path: Path, *, test: Metrics | None = None, factor: int = 1) -> tupl
         )
         for name, (images, patients) in COUNTS.items()
     }
-    folder.append_event(start_event("trial", counts, refused={}))
+    folder.append_event(start_event("trial", "0" * 16, counts, refused={}))
     for number, auroc in ((1, 0.454), (2, 0.571), (3, 0.537)):
         folder.append_event(
             {

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from server.centre_view import CentreView
+from server.centre_view import CentreView, describe_status
 from server.progress import HistoryReader, LiveProgress, plain_lines, stage
 from server.rounds_table import rounds_table
 from server.settings import CentrePaths
@@ -36,10 +36,10 @@ def _round(number, **changes):
     return event | changes
 
 
-def _text(events):
+def _text(events, num_rounds=None):
     console = Console(width=140, record=True, file=None, quiet=False)
     with console.capture() as shown:
-        console.print(rounds_table(events))
+        console.print(rounds_table(events, num_rounds=num_rounds))
     return shown.get()
 
 
@@ -146,13 +146,45 @@ def test_a_history_that_cannot_be_shown_never_stops_the_federation_and_is_told_o
         for _ in range(3):
             view.update()
     assert caplog.text.count("cannot be shown") == 1
+    assert "KeyError" in caplog.text
+
+
+def test_the_trace_of_a_view_that_failed_steers_no_terminal(tmp_path, caplog, monkeypatch):
+    paths, _ = _centre(tmp_path, [])
+
+    def fail(*_):
+        raise ValueError(HOSTILE)
+
+    monkeypatch.setattr("server.centre_view.read_json", fail)
+    with CentreView(paths, Console(force_terminal=False)) as view:
+        view.update()
+    assert r"x\x1b[2J" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_what_follows_the_last_round_is_named_and_has_no_number_of_its_own():
+    events = [
+        START,
+        {"event": "joined", "hospital": "c", "round": 4},
+        {"event": "left", "hospital": "b", "round": 4, "reason": "revoked"},
+    ]
+    shown = _text(events, num_rounds=3)
+    assert "joined, from evaluation after round 3" in shown
+    assert "left at the evaluation after round 3: revoked" in shown
+    assert "4" not in shown
+    assert [line for event in events[1:] for line in plain_lines(event, 3)] == [
+        "c joined, from evaluation after round 3",
+        "b left, evaluation after round 3: revoked",
+    ]
+    assert describe_status({"phase": "closing", "num_rounds": 3, "round": 3}) == "evaluation after round 3"
+    assert describe_status({"phase": "delivering", "num_rounds": 3}) == "delivery of the released model"
 
 
 def test_the_stage_is_told_in_words():
     assert stage([], 2) == "waiting for the hospitals to join"
-    assert stage([START, _answer(1, "a")], 2) == "round 1 of 2: 1 of 2 hospitals have answered"
+    assert stage([START, _answer(1, "a")], 2) == "round 1 of 2: 1 of 2 hospitals answered"
     done = [START, _round(1), _round(2)]
-    assert stage(done, 2) == "judging the final model"
+    assert stage(done, 2) == "evaluation after round 2"
     assert stage([*done, _validation(2, 0.7)], 2) == "scoring the released model"
 
 
@@ -178,7 +210,7 @@ def test_at_a_terminal_the_table_is_drawn_in_place(tmp_path):
 def test_who_came_late_left_was_refused_or_made_a_round_fail_is_shown_where_it_happened():
     events = [
         START | {"refused": {"x": "runs other code"}},
-        {"event": "attempt", "round": 1, "attempt": 1, "reason": "1 hospital(s) gave an update\n  - b: code 102"},
+        {"event": "attempt", "round": 1, "attempt": 1, "reason": "1 hospital gave an update\n  - b: code 102"},
         _answer(1, "a"),
         _round(1, attempt=2, bytes={"a": 28_000_000, "b": 28_000_000}),
         {"event": "test", "round": 1, "macro_auroc": 0.6123},
@@ -196,18 +228,18 @@ def test_who_came_late_left_was_refused_or_made_a_round_fail_is_shown_where_it_h
         "enrolment was revoked",
     ):
         assert told in shown
-    assert stage(events, 3) == "round 2 of 3: 0 of 2 hospitals have answered"
+    assert stage(events, 3) == "round 2 of 3: 0 of 2 hospitals answered"
     lines = [line for event in events for line in plain_lines(event, 3)]
     assert lines[:3] == [
         "2 hospitals joined: a, b",
         "x may not join: runs other code",
-        "round 1: attempt 1 failed: 1 hospital(s) gave an update\n  - b: code 102",
+        "round 1: attempt 1 failed: 1 hospital gave an update\n  - b: code 102",
     ]
     assert lines[-4:] == [
         "round 1/3  global model  test AUROC 0.6123",
         "the run was interrupted and goes on after round 1",
         "c joined, from round 2",
-        "b left in round 2: its enrolment was revoked",
+        "b left, round 2: its enrolment was revoked",
     ]
 
 

@@ -1,9 +1,11 @@
 """A run that is interrupted anywhere goes on, and ends with the same weights as one that was not, bit for bit."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from federation_in_process import same_weights, small_config
 from scripted_hospitals import Hospitals, NamedGrid, enrolled, settings
 from server.app import run_and_release
 from server.run_folder import RunFolder
-from server.store import RoundStore
+from server.store import RoundStore, StoreError
 from simulations.grid import InProcessGrid
 from simulations.runner import prepare_run, run_prepared
 
@@ -74,7 +76,7 @@ def _same_but_for_the_interruption(one, two):
     def timeless(value):
         if not isinstance(value, dict):
             return value
-        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "started_at", "at")}
+        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "started_at", "at", "run_id")}
 
     def told(folder):
         return [timeless(event) for event in _history(folder) if event["event"] not in ("resume", "end", "answer")]
@@ -129,6 +131,28 @@ def test_dying_right_before_or_after_each_step_is_kept_loses_and_repeats_nothing
     _same_but_for_the_interruption(folder, uninterrupted)
     assert [event["event"] for event in _history(folder)].count("end") == 1
     assert folder.ended()["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE progress DROP COLUMN norms", "UPDATE progress SET members = '{\"a\": {}}'"]
+)
+def test_a_run_that_another_version_began_is_refused_with_what_to_do_and_left_as_it_is(change, tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with pytest.raises(Killed):
+        _run(DyingGrid(Hospitals().app, dies_at=9), folder)
+    with contextlib.closing(sqlite3.connect(folder.store_file)) as database, database:
+        database.execute(change)
+    history = folder.history_file.read_bytes()
+    with pytest.raises(StoreError, match=r"another version of this software.*--new.*history"):
+        _run(NamedGrid(Hospitals().app), folder)
+    assert folder.history_file.read_bytes() == history
+
+
+def test_a_damaged_store_is_told(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.store_file.write_bytes(b"no database, and long enough to be looked at" * 100)
+    with pytest.raises(StoreError, match="is damaged"):
+        _run(NamedGrid(Hospitals().app), folder)
 
 
 def test_simulated_hospitals_are_recognised_by_what_they_answer_after_an_interruption(tmp_path, uninterrupted):
