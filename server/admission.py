@@ -21,6 +21,7 @@ from aecnn.contract import (
 from server.members import Enrolled
 from server.spool import SpooledWeights
 from server.wire import Answer
+from server.words import counted
 
 MIN_NORMS = 3  # that have a median which is not one of two, or between them
 MAX_COUNTER = 2**40  # no training counts so many batches; far from where a sum of such counters overflows
@@ -88,7 +89,7 @@ def fault_of_judgement(
     """
     origin = answer.origin
     if origin.round != round_number:
-        return Fault(REFUSED_ORIGIN, f"answers round {origin.round}, and this is round {round_number}")
+        return Fault(REFUSED_ORIGIN, f"answers round {origin.round}, which is not what it was asked")
     fault = _fault_of_code(answer, accepted)
     if fault is not None:
         return fault
@@ -194,9 +195,10 @@ def _looked_through(weights: SpooledWeights, model: SpooledWeights) -> tuple[str
             squared += float(np.square(difference).sum())
     reason = None
     if not_finite:
-        reason = f"{len(not_finite)} tensor(s) hold NaN or infinity, such as {not_finite[0]!r}"
+        reason = f"NaN or infinity in {counted(len(not_finite), 'tensor')}, such as {not_finite[0]!r}"
     elif out_of_range:
-        reason = f"{len(out_of_range)} buffer(s) are negative or beyond any training, such as {out_of_range[0]!r}"
+        buffers = counted(len(out_of_range), "buffer")
+        reason = f"values negative or beyond any training in {buffers}, such as {out_of_range[0]!r}"
     return reason, float(np.sqrt(squared))
 
 

@@ -70,8 +70,7 @@ def run_and_release(
     Raises:
         AecnnError: The run cannot go on; the history ends with an event that says why.
     """
-    store = RoundStore(folder.store_file)
-    with store:
+    with RoundStore(folder.store_file) as store:
         run = open_run(grid, settings, folder, store, enrolled=hospitals, on_status=on_status)
         try:
             if run.progress.phase != "delivering":

@@ -18,6 +18,7 @@ from server.centre_setup import federation_file
 from server.certificates import WARN_DAYS, certificate_faults, days_left, read_issued
 from server.roster import read_roster
 from server.settings import CentrePaths, ServerConfig
+from server.words import counted
 
 if TYPE_CHECKING:
     from server.flower import LocalLink
@@ -58,10 +59,12 @@ def check_ready(paths: CentrePaths, config: ServerConfig) -> list[str]:
         raise ConfigError(paths.folder, faults)
     warnings = []
     if (days := days_left(server.certificate)) < WARN_DAYS:
-        warnings.append(f"the server certificate expires in {days} days: run flower-server rotate-certificate")
+        warnings.append(
+            f"the server certificate expires in {counted(days, 'day')}: run flower-server rotate-certificate"
+        )
     if len(enrolled) < config.federation.min_hospitals:
         warnings.append(
-            f"{len(enrolled)} hospital(s) are enrolled and federation.min_hospitals is "
+            f"{counted(len(enrolled), 'hospital')} enrolled, and federation.min_hospitals is "
             f"{config.federation.min_hospitals}: enrol more, also while this runs (flower-server enroll)"
         )
     if not _is_federation_file_current(paths, config):

@@ -36,6 +36,7 @@ class RunSummary:
     """One run, as its folder tells it; None where it is not known."""
 
     run: str
+    run_id: str | None  # by which the hospitals know it; None before they joined
     status: str  # completed, failed, or unfinished
     started_at: str | None
     hospitals: tuple[str, ...]
@@ -137,7 +138,7 @@ def _as_begun(begun: ServerConfig, now: ServerConfig) -> ServerConfig:
     ]
     if changed:
         log.warning(
-            "The section(s) %s of server.yaml changed since this run began; it goes on as it began. "
+            "server.yaml changed since this run began (%s); it goes on as it began. "
             "`flower-server start --new` begins a new run",
             ", ".join(changed),
         )
@@ -198,6 +199,7 @@ def summary_of(run: Path) -> RunSummary:
         num_rounds = None  # of another version
     return RunSummary(
         run=run.name,
+        run_id=start.get("run_id"),
         status=end.get("status", "unfinished"),
         started_at=start.get("started_at"),
         hospitals=tuple(dict.fromkeys([*start.get("hospitals", ()), *joined])),

@@ -13,7 +13,7 @@ from aecnn.config import ADDRESS, HOSPITAL_NAME, StrictModel, dump_config
 from aecnn.contract import code_fingerprint, exchange_schema
 from aecnn.enrolment import FederationFile, split_address, whole_file, write_private
 from aecnn.errors import ConfigError
-from server.centre_template import SERVER_YAML
+from server.centre_template import server_yaml
 from server.certificates import Issued, hosts_of, issue_server_certificate, make_authority, read_issued
 from server.roster import Roster
 from server.settings import CentrePaths, ServerConfig, read_server_config
@@ -93,9 +93,7 @@ def _fill(paths: CentrePaths, wanted: NewFederation) -> None:
     write_private(paths.key, server.key)
     write_private(paths.secret, secrets.token_hex(32).encode())
     paths.roster.write_text(Roster().model_dump_json(indent=2) + "\n", encoding="utf-8")
-    text = SERVER_YAML.substitute(
-        name=wanted.name, address=wanted.address, listen=wanted.listen, local_port=wanted.local_port
-    )
+    text = server_yaml(name=wanted.name, address=wanted.address, listen=wanted.listen, local_port=wanted.local_port)
     paths.config.write_text(text, encoding="utf-8")
     write_federation(paths, read_server_config(paths.config))
 

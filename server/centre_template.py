@@ -1,62 +1,72 @@
 """The text of a new ``server.yaml``: every key with its meaning, those that are off as comments."""
 
+import re
 from string import Template
 
-SERVER_YAML = Template("""\
+
+def server_yaml(*, name: str, address: str, listen: str, local_port: int) -> str:
+    """Gives the file's text, its comments one below the other whatever the answers' lengths."""
+    text = _SERVER_YAML.substitute(name=name, address=address, listen=listen, local_port=local_port)
+    lines = [re.split(r"(?<=\S) +# ", line, maxsplit=1) for line in text.splitlines()]
+    width = max(len(key) for key, *comment in lines if comment)
+    return "".join(f"{key:<{width}}  # {comment[0]}\n" if comment else f"{key}\n" for key, *comment in lines)
+
+
+_SERVER_YAML = Template("""\
 # The federation `$name`, as the centre runs it. After a change: `flower-server start` (again). A run that has begun
 # goes on as it began, but for the timeouts, min_hospitals, max_failed_rounds and accepted_fingerprints.
 name: $name
-seed: 0                         # of the first run; the next one has the next seed
-address: $address               # what hospitals connect to; the certificate names its host
-listen: $listen                 # where this machine answers them: the one port to open in the firewall
-local_port: $local_port         # of the services that stay on this machine's loopback
-num_runs: 1                     # one after the other
-accepted_fingerprints: []       # of other code that may take part besides this installation's, during an upgrade
+seed: 0                           # of the first run; the next one has the next seed
+address: $address                 # what hospitals connect to; the certificate names its host
+listen: $listen                   # where this machine answers them: the one port to open in the firewall
+local_port: $local_port           # of the services that stay on this machine's loopback
+num_runs: 1                       # one after the other
+accepted_fingerprints: []         # of other code that may take part besides this installation's, during an upgrade
 
 federation:
   num_rounds: 20
-  fraction: 1.0                 # of the hospitals train in a round, at least min_hospitals
-  min_hospitals: 2              # fewer updates than these are not averaged
-  join_timeout_s: 600           # before the first round: how long to wait for enrolled hospitals
-  round_timeout_s: 14400        # an answer that comes later is not waited for
-  max_failed_rounds: 3          # tries of one round without min_hospitals, after which the run fails
-  max_update_norm_ratio: 10     # of an update to the median norm of its round, or run; a larger one is refused
-  validation_fraction: 0.15     # of each hospital's patients
-  released_round: best          # by the validation AUROC pooled over the hospitals; or last
+  fraction: 1.0                   # of the hospitals train in a round, at least min_hospitals
+  min_hospitals: 2                # fewer updates than these are not averaged
+  join_timeout_s: 600             # before the first round: how long to wait for enrolled hospitals
+  round_timeout_s: 14400          # how long a round waits for answers, and for hospitals where too few take part
+  max_failed_rounds: 3            # tries of one round without min_hospitals, after which the run fails
+  max_update_norm_ratio: 10       # of an update to the median norm of its round, or run; a larger one is refused
+  validation_fraction: 0.15       # of each hospital's patients
+  released_round: best            # by the validation AUROC pooled over the hospitals; or last
   strategy:
-    name: fedavg                # fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum
-    # server_learning_rate: 1.0 # fedavgm, fedadam, fedyogi, fedadagrad
-    # server_momentum: 0.9      # fedavgm
-    # trimmed_fraction: 0.2     # fedtrimmedavg: from either end
-    # num_malicious: 1          # krum
+    name: fedavg                  # fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum
+    # server_learning_rate: 1.0   # fedavgm, fedadam, fedyogi, fedadagrad
+    # server_momentum: 0.9        # fedavgm
+    # trimmed_fraction: 0.2       # fedtrimmedavg: from either end
+    # num_malicious: 1            # krum
 
 images:
-  size_px: 256                  # the paper: 1024
-  crop_size_px: 224             # null: no crop. The paper: 896
-  rotation_deg: 5               # drawn in ± this range
+  size_px: 256                    # the paper: 1024
+  crop_size_px: 224               # null: no crop. The paper: 896
+  rotation_deg: 5                 # drawn in ± this range
   horizontal_flip: true
-  test_crops: centre            # or ten: their mean, as in the paper
+  test_crops: centre              # or ten: their mean, as in the paper
 
 model:
-  backbone: densenet121         # resnet18 … resnet152, densenet121 … densenet201, inception_v3
-  weights: none                 # imagenet downloads through torchvision, at the centre alone
-  normalisation: batch          # or group; frozen with weights: imagenet
+  backbone: densenet121           # resnet18 … resnet152, densenet121 … densenet201, inception_v3
+  weights: none                   # imagenet downloads through torchvision, at the centre alone
+  normalisation: batch            # or group; frozen with weights: imagenet
   train_normalisation_affine: true  # frozen only: whether scale and shift still train
-  padding: replicate            # or zeros
+  padding: replicate              # or zeros
 
 training:                       # at each hospital, in each round
-  optimizer: adam               # or sgd
+  optimizer: adam                 # or sgd
   learning_rate: 3.0e-4
   weight_decay: 1.0e-5
   batch_size: 16
-  local_epochs: 1               # give this or local_steps
+  local_epochs: 1                 # give this or local_steps
   # local_steps: 100
-  bce_weight: 0.9               # λ of the paper's loss λ·BCE + (1−λ)·MSE
-  precision: fp32               # or bf16
+  bce_weight: 0.9                 # λ of the paper's loss λ·BCE + (1−λ)·MSE
+  precision: fp32                 # or bf16
   channels_last: false
   num_threads: 2
 
 # A test set of the centre's own, scored after every round and at the end; never chosen by.
 # test_data:
-#   root: test-data             # a folder in one of the known layouts (docs/data.md), relative to this file
+#   root: test-data               # a folder in one of the known layouts (docs/data.md), relative to this file
 """)

@@ -1,8 +1,8 @@
 """What `flower-server start` shows: the run's live table and what the centre waits for, from the files alone."""
 
 import logging
+import traceback
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,18 +13,20 @@ from rich.spinner import Spinner
 
 from aecnn.console import plain, say_plain
 from server.centre import read_json
-from server.centre_runs import events_of
+from server.centre_runs import RunSummary, events_of
 from server.progress import plain_lines
-from server.rounds_table import Event, rounds_table
+from server.rounds_table import Event, figure, rounds_table
 from server.settings import CentrePaths
+from server.words import counted, moment
 
 log = logging.getLogger(__name__)
 
 WORDS = {
     "joining": "waiting for the hospitals to join",
+    "waiting": "waiting until enough hospitals take part",
     "round": "training",
-    "closing": "judging the final model",
-    "delivering": "delivering the released model",
+    "closing": "evaluation after the last round",
+    "delivering": "delivery of the released model",
     "testing": "scoring on the centre's test set",
     "done": "done",
     "failed": "failed",
@@ -65,9 +67,10 @@ class CentreView:
     def _safely(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception:
+        except Exception:  # noqa: BLE001  told with its trace below
             if not self._has_failed:
-                log.exception("The run cannot be shown; it goes on, and its history has everything")
+                trace = plain(traceback.format_exc()).plain  # it may hold what a hospital chose
+                log.error("The run cannot be shown; it goes on, and its history has everything\n%s", trace)
             self._has_failed = True
 
     def _update(self, *, is_running: bool) -> None:
@@ -104,13 +107,49 @@ class CentreView:
         self._num_told = len(self._events)
 
     def _picture(self, *, is_running: bool) -> RenderableType:
-        table = rounds_table(self._events)
+        table = rounds_table(self._events, num_rounds=self._status.get("num_rounds"))
         if not is_running:
             return table
         online = ", ".join(self._status.get("online", ())) or "none"
         head = plain(f"{self._run or self._paths.folder.name} · online: {online}")
         head.stylize("dim")
         return Group(head, table, Spinner("dots", text=plain(f" {describe_status(self._status)}")))
+
+
+def describe_end(summary: RunSummary, folder: Path) -> list[str]:
+    """Gives how a run stands after its centre ended, in a line or two: what is released, how it scores, where to look.
+
+    Args:
+        summary: Of the run.
+        folder: Its folder.
+    """
+    line = f"{summary.run}: {summary.status} after {counted(summary.rounds_done, 'round')}"
+    if summary.released_round is not None:
+        line += f"; released is the model after round {summary.released_round}"
+        scores = {"validation": summary.validation_macro_auroc, "test": summary.test_macro_auroc}
+        known = [f"{part} {figure(score)}" for part, score in scores.items() if score is not None]
+        line += f", macro AUROC: {', '.join(known)}" if known else ", macro AUROC undefined"
+    report = folder / "report.html"
+    return [line, f"report: {report}" if report.is_file() else f"folder: {folder}"]
+
+
+def describe_newest(newest: RunSummary, now: Mapping[str, Any]) -> dict[str, str]:
+    """Gives what is known of the newest run, by what it is called.
+
+    Args:
+        newest: As its folder tells it.
+        now: The coordinator's status, which knows the id of a run that nobody has joined yet.
+    """
+    run_id = newest.run_id or (now.get("run_id") if now.get("run") == newest.run else None)
+    reason = f": {newest.reason}" if newest.reason else ""
+    rounds = f"{newest.rounds_done} of {newest.num_rounds} rounds finished"
+    return {
+        "newest run": newest.run,
+        "its id at hospitals": str(run_id or "none yet"),
+        "its state": f"{newest.status}, {rounds}{reason}",
+        "validation AUROC": figure(newest.validation_macro_auroc),
+        "test AUROC": figure(newest.test_macro_auroc),
+    }
 
 
 def describe_status(status: Mapping[str, Any]) -> str:
@@ -123,14 +162,15 @@ def describe_status(status: Mapping[str, Any]) -> str:
         words[0] = f"round {status.get('round')} of {status.get('num_rounds')}"
         if int(status.get("attempt", 1)) > 1:
             words.append(f"attempt {status['attempt']}")
+    elif phase == "closing":
+        words[0] = f"evaluation after round {status.get('num_rounds')}"
     answered, asked = set(status.get("answered", ())), set(status.get("asked", ()))
     if asked and phase not in ("done", "failed"):
-        words.append(f"{len(answered & asked)} of {len(asked)} have answered")
+        words.append(f"{len(answered & asked)} of {counted(len(asked), 'hospital')} answered")
         if asked - answered:
             words.append(f"waiting for {', '.join(sorted(asked - answered))}")
-        if status.get("deadline_at"):
-            until = datetime.fromisoformat(str(status["deadline_at"])).astimezone()
-            words.append(f"until {until:%H:%M:%S}")
+    if status.get("deadline_at") and phase not in ("done", "failed"):
+        words.append(f"until {moment(str(status['deadline_at']))}")
     if status.get("reason"):
         words.append(str(status["reason"]))
     return " · ".join(words)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,11 @@ from aecnn.console import JsonOption, plain, print_json, run_cli, say, say_plain
 from aecnn.enrolment import EnrolmentRequest, read_request, split_address
 from aecnn.errors import ConfigError, FederationError
 from aecnn.processes import FolderLock, ProcessError, stop_holder
-from server.settings import CentrePaths, read_server_config
+from server.settings import CentrePaths, ServerConfig, read_server_config
+from server.words import counted
+
+if TYPE_CHECKING:
+    from server.centre_setup import NewFederation
 
 EXIT_FAILED = 1
 STOP_TIMEOUT_S = 60.0
@@ -34,6 +38,20 @@ app = typer.Typer(
 )
 
 FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The federation folder that `init` made.")]
+AddressOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="What hospitals connect to; asked for at a terminal.")
+]
+ListenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where this machine answers hospitals. Default: everywhere, on the address's port.",
+        show_default=False,
+    ),
+]
+HostNameOption = Annotated[
+    list[str] | None, typer.Option(help="Another name or IP address hospitals may know this machine by. Repeatable.")
+]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Another configuration than FOLDER/server.yaml.", show_default=False)
 ]
@@ -45,23 +63,10 @@ def init(
     name: Annotated[
         str | None, typer.Option(help="Of the federation, such as chest-2027; asked for at a terminal.")
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="What hospitals connect to; asked for at a terminal."),
-    ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Where this machine answers hospitals. Default: everywhere, on the address's port.",
-            show_default=False,
-        ),
-    ] = None,
+    address: AddressOption = None,
+    listen: ListenOption = None,
     local_port: Annotated[int, typer.Option(help="Of the services that stay on this machine's loopback.")] = 8000,
-    host_name: Annotated[
-        list[str] | None,
-        typer.Option(help="Another name or IP address hospitals may know this machine by. Repeatable."),
-    ] = None,
+    host_name: HostNameOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Make a federation folder: certificates, server.yaml, and federation.yaml for the hospitals.
@@ -84,7 +89,12 @@ def init(
     paths = make_federation(folder, wanted)
     if json_:
         print_json({"folder": str(paths.folder), **wanted.model_dump(mode="json")})
-        return
+    else:
+        _tell_next(paths, wanted, folder)
+
+
+def _tell_next(paths: CentrePaths, wanted: "NewFederation", folder: Path) -> None:
+    """Says what a person does after `init`; `folder` is as it was given, to be copied."""
     port, console = split_address(wanted.listen)[1], Console()
     say(console, f"The federation [bold]{wanted.name}[/] is in {escape(str(paths.folder))}. Next:")
     say_plain(console, f"  1. look through {paths.config}: rounds, model, training")
@@ -204,9 +214,7 @@ def start(
     started again it goes on from the last finished round, with the same hospitals. What crashes in between is started
     again by itself. Logs are in FOLDER/state/logs. Exit codes: 0 done or stopped, 1 the run failed, 2 faulty input.
     """
-    from server.centre import EXIT_ALL_DONE, EXIT_RUN_FAILED, check_ready, commands_of, read_json, run_processes
-    from server.centre_runs import begin_plan, outcome, read_plan, summary_of
-    from server.centre_view import CentreView
+    from server.centre import check_ready
 
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_time=False, show_path=False)
@@ -218,25 +226,45 @@ def start(
     try:
         for warning in check_ready(paths, settings):
             logging.warning(warning)
-        commands = commands_of(paths, settings, config_file)
-        plan = begin_plan(paths, num_runs=settings.num_runs, anew=new)
-        done_before = [name for name in plan.runs if outcome(paths.runs / name) == "completed"]
-        say_plain(
-            console,
-            f"{settings.name} answers hospitals on {settings.listen}; Ctrl-C stops it, logs are in {paths.logs}",
-        )
-        with CentreView(paths, console) as view:
-            code = run_processes(commands, paths, on_tick=view.update)
-        for name in [name for name in read_plan(paths).runs if name not in done_before]:
-            summary = summary_of(paths.runs / name)
-            say_plain(console, f"{name}: {summary.status} after {summary.rounds_done} round(s), {paths.runs / name}")
+        code = _run_shown(paths, settings, config_file, anew=new, console=console)
     finally:
         lock.release()
+    _tell_end(code, paths, console)
+
+
+def _run_shown(paths: CentrePaths, settings: ServerConfig, config_file: Path, *, anew: bool, console: Console) -> int:
+    """Runs the processes, shows the run meanwhile, and tells at the end what each run has come to; gives their code."""
+    from server.centre import commands_of, run_processes
+    from server.centre_runs import begin_plan, outcome, read_plan, summary_of
+    from server.centre_view import CentreView, describe_end
+
+    commands = commands_of(paths, settings, config_file)
+    plan = begin_plan(paths, num_runs=settings.num_runs, anew=anew)
+    done_before = [name for name in plan.runs if outcome(paths.runs / name) == "completed"]
+    say_plain(
+        console, f"{settings.name} answers hospitals on {settings.listen}; Ctrl-C stops it, logs are in {paths.logs}"
+    )
+    with CentreView(paths, console) as view:
+        code = run_processes(commands, paths, on_tick=view.update)
+    for name in [name for name in read_plan(paths).runs if name not in done_before]:
+        for line in describe_end(summary_of(paths.runs / name), paths.runs / name):
+            say_plain(console, line)
+    return code
+
+
+def _tell_end(code: int, paths: CentrePaths, console: Console) -> None:
+    """Says why the processes ended, where the runs are not done.
+
+    Raises:
+        FederationError: A run failed.
+    """
+    from server.centre import EXIT_ALL_DONE, EXIT_RUN_FAILED, read_json
+
     if code == EXIT_RUN_FAILED:
-        reason = read_json(paths.status).get("reason") or f"see {paths.logs / 'coordinator.log'}"
-        raise FederationError(
-            f"{reason}. Started again it goes on from the last finished round; `start --new` begins another run"
-        )
+        last = read_json(paths.status)
+        reason = last.get("reason") or f"see {paths.logs / 'coordinator.log'}"
+        again = ". Started again it goes on from the last finished round; `start --new` begins another run"
+        raise FederationError(f"{reason}{again if last.get('goes_on', True) else ''}")
     if code != EXIT_ALL_DONE:
         say_plain(console, "stopped; started again it goes on from the last finished round")
 
@@ -246,7 +274,7 @@ def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     """Tell what the federation is doing: processes, run, round, who has answered, who is online."""
     from server.centre import read_json, running_process
     from server.centre_runs import newest_run, summary_of
-    from server.centre_view import describe_status
+    from server.centre_view import describe_newest, describe_status
     from server.roster import read_roster
 
     paths, settings = CentrePaths(folder), _config(folder)
@@ -265,16 +293,16 @@ def status(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     if json_:
         print_json(document)
         return
-    console = Console()
-    say_plain(console, f"{settings.name}: " + (f"runs (process {pid})" if pid else "does not run"))
-    say_plain(console, f"enrolled: {', '.join(document['enrolled']) or 'no hospital'}")
+    lines = {
+        "federation": f"{settings.name}, " + (f"runs (process {pid})" if pid else "does not run"),
+        "enrolled hospitals": ", ".join(document["enrolled"]) or "none",
+    }
     if pid:
-        say_plain(console, f"online: {', '.join(document['online']) or 'no hospital'}")
-        say_plain(console, f"{now.get('run', 'no run yet')}: {describe_status(now)}")
+        lines |= {"online hospitals": ", ".join(document["online"]) or "none", "doing now": describe_status(now)}
     if last is not None:
-        reason = f": {last.reason}" if last.reason else ""
-        rounds = f"{last.rounds_done} of {last.num_rounds} rounds"
-        say_plain(console, f"newest run: {last.run}, {last.status}, {rounds}{reason}")
+        lines |= describe_newest(last, now)
+    for label, told in lines.items():
+        say_plain(Console(), f"{label + ':':<21}{told}")
 
 
 @app.command()
@@ -296,10 +324,11 @@ def runs(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     if json_:
         print_json({"runs": [summary.to_json() for summary in found]})
         return
-    table = table_of("run", "status", "hospitals", "rounds", "released", "validation AUROC", "test AUROC")
+    table = table_of("run", "run id", "status", "hospitals", "rounds", "released", "validation AUROC", "test AUROC")
     for run in found:
         table.add_row(
             plain(run.run),
+            plain(run.run_id or "–"),
             plain(run.status),
             str(len(run.hospitals)),
             f"{run.rounds_done} of {run.num_rounds}",
@@ -314,6 +343,7 @@ def runs(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
 def report(
     run: Annotated[str | None, typer.Argument(help="Name of the run. Default: the newest.", show_default=False)] = None,
     folder: FolderOption = Path(),
+    json_: JsonOption = False,
 ) -> None:
     """Write the report of a run again, from its folder as it is now, and print where it is."""
     from aecnn.evaluation.report import write_report
@@ -325,7 +355,11 @@ def report(
     known = [summary.run for summary in summaries(paths)]
     if path is None or path.name not in known:
         raise ConfigError(run or paths.runs, [f"is no run of this folder; there are: {', '.join(known) or 'none yet'}"])
-    typer.echo(write_report(path))
+    written = write_report(path)
+    if json_:
+        print_json({"run": path.name, "report": str(written)})
+    else:
+        typer.echo(written)
 
 
 @app.command("rotate-certificate")
@@ -347,7 +381,7 @@ def rotate_certificate(
     names = issue(paths, settings, host_names=host_name or [])
     console = Console(stderr=True)
     days = days_left(paths.certificate.read_bytes())
-    say_plain(console, f"the new certificate is for {', '.join(names)}, and {days} days")
+    say_plain(console, f"the new certificate is for {', '.join(names)}, and {counted(days, 'day')}")
     if running_process(paths):
         say_plain(console, "it is used from the next start: flower-server stop, then start")
 
@@ -397,9 +431,10 @@ def _show_request(request: EnrolmentRequest, accepted: tuple[str, ...], console:
         if theirs in accepted
         else ("[bold red]another than here[/]: install the same version at both ends, or accept it in server.yaml")
     )
+    images, patients = counted(request.num_images, "image"), counted(request.num_patients, "patient")
     say_plain(console, f"  hospital          {request.name}")
     say(console, f"  key               [bold]{request.key_fingerprint}[/]  (compare it by telephone)")
-    say_plain(console, f"  declares          {request.num_images} images of {request.num_patients} patients")
+    say_plain(console, f"  declares          {images} of {patients}")
     say(console, f"  code              {theirs[:12]}…, {code}")
 
 

@@ -20,6 +20,8 @@ from server.members import Enrolled
 from server.roster import Roster, read_roster, register_hospitals
 from server.run_folder import RunFolder, now_iso
 from server.settings import CentrePaths, RunSettings, ServerConfig, read_server_config
+from server.store import StoreError
+from server.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def coordinate(paths: CentrePaths, config: ServerConfig) -> int:
     control = Control(link)
     _wait_for(control)
     if stopped := control.stop_runs():
-        log.info("%d run(s) of an earlier process were stopped at the SuperLink", stopped)
+        log.info("Stopped at the SuperLink: %s of an earlier process", counted(stopped, "run"))
     roster = RosterAtLink(paths, control)
     roster.enrolled()
     while (planned := next_run(paths, config)) is not None:
@@ -75,7 +77,8 @@ def coordinate(paths: CentrePaths, config: ServerConfig) -> int:
             raise
         except AecnnError as error:
             log.error("The run %s failed: %s", folder.path.name, error)
-            _write_status(paths, folder, {**read_json(paths.status), "phase": "failed", "reason": str(error)})
+            failed = {"phase": "failed", "reason": str(error), "goes_on": not isinstance(error, StoreError)}
+            _write_status(paths, folder, read_json(paths.status) | failed)
             return EXIT_RUN_FAILED
     return EXIT_ALL_DONE
 

@@ -64,7 +64,8 @@ class Asking:
         self.envelopes: dict[str, Envelope] = {}
         self.due: dict[str, float] = {}
         self.sent: dict[str, str] = {}  # message → hospital; a hospital may have several, the first answer counts
-        self.away: set[str] = set()
+        self.nodes: dict[str, int] = {}  # hospital → the node that its newest message went to
+        self.away: set[str] = set()  # whose node went, with its task
         self.failures: Counter[str] = Counter()  # of the hospital's own code
         self.losses: Counter[str] = Counter()  # in Flower
         self.errors: dict[str, str] = {}  # the last, of those to be asked again
@@ -122,6 +123,7 @@ class Exchange:
         round_number: int,
         timeout_s: float,
         on_answer: Callable[[Answer], None] = lambda answer: None,
+        on_left: Callable[[str, str], None] = lambda hospital, reason: None,
         alongside: Callable[[], object] = lambda: None,
     ) -> Collected:
         """Asks each hospital one question and collects what comes until the deadline.
@@ -133,6 +135,7 @@ class Exchange:
             round_number: What they are about.
             timeout_s: Seconds to wait in all.
             on_answer: Called with each answer as it comes.
+            on_left: Called with who is out of the run, and why, as soon as it is known.
             alongside: Called again and again meanwhile.
         """
         asking, collected = Asking(round_number=round_number, deadline=time.monotonic() + timeout_s), Collected()
@@ -142,27 +145,23 @@ class Exchange:
             came = False
             for name, outcome in self.turn(asking):
                 came = True
-                self._sort(name, outcome, collected, on_answer)
-            self._drop_revoked(asking, collected)
+                self._sort(name, outcome, collected, on_answer, on_left)
+            self._drop_revoked(asking, collected, on_left)
             alongside()
             if not came:
                 if time.monotonic() >= asking.deadline:
                     break
                 time.sleep(POLL_INTERVAL_S if asking.open_names else 0.0)
-        for name in sorted(asking.open_names):
-            if name in asking.errors:
-                collected.refused[name] = Fault(0, asking.errors[name])
-            else:
-                collected.missing.append(name)
+        _name_silent(asking, collected)
         return collected
 
     def turn(self, asking: Asking) -> Iterator[tuple[str, Answer | AnswerError]]:
         """Sends what is due, pulls what has come, and gives each question's end: an answer or why there is none."""
         online = self.online()
         for name in asking.open_names:
-            if name not in online and name in asking.sent.values():
-                asking.away.add(name)
-            elif name in asking.away and name in online:
+            if name in asking.sent.values() and online.get(name) != asking.nodes[name]:
+                asking.away.add(name)  # or back already, under a new key and thereby as another node
+            if name in asking.away and name in online:
                 asking.due[name] = 0.0
         self._send(asking, online)
         for message_id, name in list(asking.sent.items()):
@@ -201,7 +200,7 @@ class Exchange:
                 continue
             del asking.due[name]
             asking.away.discard(name)
-            asking.sent[message_id] = name
+            asking.sent[message_id], asking.nodes[name] = name, online[name]
 
     def _pulled(self, asking: Asking, message_id: str) -> Iterable[Message]:
         try:
@@ -242,17 +241,23 @@ class Exchange:
         return None
 
     def _sort(
-        self, name: str, outcome: Answer | AnswerError, collected: Collected, on_answer: Callable[[Answer], None]
+        self,
+        name: str,
+        outcome: Answer | AnswerError,
+        collected: Collected,
+        on_answer: Callable[[Answer], None],
+        on_left: Callable[[str, str], None],
     ) -> None:
         if isinstance(outcome, Answer):
             collected.answers[name] = outcome
             on_answer(outcome)
         elif outcome.code == contract.CODE_WITHDRAWN:
             collected.left[name] = contract.CODE_TEXT[contract.CODE_WITHDRAWN]
+            on_left(name, collected.left[name])
         else:
             collected.refused[name] = Fault(outcome.refusal, str(outcome))
 
-    def _drop_revoked(self, asking: Asking, collected: Collected) -> None:
+    def _drop_revoked(self, asking: Asking, collected: Collected, on_left: Callable[[str, str], None]) -> None:
         if self._enrolled is None:
             return
         listed = self._enrolled()
@@ -261,6 +266,7 @@ class Exchange:
             collected.left[name] = REVOKED
             collected.answers.pop(name, None)
             collected.refused.pop(name, None)
+            on_left(name, REVOKED)
 
     def _reached(self, call: Callable[[], Result], *, until: float) -> Result:
         """Calls the SuperLink again while it restarts.
@@ -276,6 +282,15 @@ class Exchange:
                     raise
                 log.warning("The SuperLink does not answer (%s)", type(error).__name__)
                 time.sleep(LINK_AFTER_S)
+
+
+def _name_silent(asking: Asking, collected: Collected) -> None:
+    """Names those from whom no answer came: by their last code, where they gave one."""
+    for name in sorted(asking.open_names):
+        if name in asking.errors:
+            collected.refused[name] = Fault(0, asking.errors[name])
+        else:
+            collected.missing.append(name)
 
 
 def _is_passing(error: httpx.HTTPError) -> bool:

@@ -41,6 +41,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from aecnn.contract import told
 from aecnn.errors import FederationError
 
 LOOPBACK = "127.0.0.1"
@@ -154,7 +155,7 @@ class Control:
         try:
             return method(request)
         except httpx.HTTPStatusError as error:
-            raise LinkError(f"the SuperLink refuses ({error.response.text.strip()})") from error
+            raise LinkError(f"the SuperLink refuses ({told(error.response.text.strip())})") from error
         except httpx.HTTPError as error:
             raise LinkError(f"the SuperLink on {self._address} does not answer ({type(error).__name__})") from error
 
@@ -268,7 +269,7 @@ def _acquire(link: LocalLink, run_id: int, *, timeout_s: float) -> str:
                     return str(answer.token)  # tasks of runs that were stopped meanwhile are left to lapse
             time.sleep(POLL_INTERVAL_S)
     except httpx.HTTPStatusError as error:
-        raise LinkError(f"the SuperLink refuses the run's task ({error.response.text.strip()})") from error
+        raise LinkError(f"the SuperLink refuses the run's task ({told(error.response.text.strip())})") from error
     finally:
         client.close()
     raise LinkError(f"the SuperLink did not hand out the run's task in {timeout_s:.0f} s")

@@ -16,11 +16,12 @@ from server.wire import Answer
 Event = dict[str, Any]
 
 
-def start_event(run: str, hospitals: Mapping[str, HospitalCounts], *, refused: Mapping[str, str]) -> Event:
-    """Who takes part, and with how much; who may not, and why."""
+def start_event(run: str, run_id: str, hospitals: Mapping[str, HospitalCounts], *, refused: Mapping[str, str]) -> Event:
+    """Who takes part, and with how much; who may not, and why. Hospitals know the run by its id."""
     return {
         "event": "start",
         "run": run,
+        "run_id": run_id,
         "started_at": now_iso(),
         "hospitals": {name: _counts(counts) for name, counts in sorted(hospitals.items())},
         "refused": dict(refused),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from aecnn.contract import JOIN, HospitalCounts
@@ -9,16 +10,20 @@ from aecnn.errors import FederationError
 from server.admission import fault_of_joining
 from server.exchange import POLL_INTERVAL_S, Asking
 from server.history import joined_event, start_event
-from server.members import Member
+from server.members import Enrolled, Member
 from server.run import Run, reasons
 from server.status import iso_in
 from server.wire import Answer, AnswerError
+from server.words import counted
 
 log = logging.getLogger(__name__)
 
 
 class Reception:
-    """Asks those who are online and no members yet; a hospital that may not join is asked again once it was away."""
+    """Asks those who are online and no members yet.
+
+    A hospital that may not join is asked again once it was away, or was enrolled anew with other numbers or key.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -26,6 +31,7 @@ class Reception:
         self._has_started = bool(run.members)
         self.returned: set[str] = set()  # members that were asked their name again
         self.declined: dict[str, str] = {}  # hospital or node → reason
+        self._declined_as: dict[str, tuple[int | None, Enrolled | None]] = {}
 
     @property
     def num_settled(self) -> int:
@@ -37,11 +43,17 @@ class Reception:
         """Whose answer is awaited."""
         return self._asking.open_names
 
-    def turn(self) -> bool:
-        """Asks newcomers, and takes what they answer; tells whether an answer came."""
+    def turn(self, *, from_round: int) -> bool:
+        """Asks newcomers, and takes what they answer; tells whether an answer came.
+
+        Args:
+            from_round: The first that they can take part in.
+        """
         run = self._run
         online = run.exchange.online()
-        self.declined = {name: reason for name, reason in self.declined.items() if name in online}
+        self.declined = {
+            name: reason for name, reason in self.declined.items() if self._identity(name) == self._declined_as[name]
+        }
         self._asking.deadline = (
             time.monotonic() + run.settings.federation.join_timeout_s
         )  # always ahead: who comes, comes
@@ -51,20 +63,26 @@ class Reception:
         came = False
         for name, outcome in run.exchange.turn(self._asking):
             came = True
-            self._take(name, outcome)
+            self._take(name, outcome, from_round)
         return came
 
     def started(self) -> None:
         """From now on who comes is late, and is named in the history."""
         self._has_started = True
 
-    def _take(self, name: str, outcome: Answer | AnswerError) -> None:
+    def _identity(self, name: str) -> tuple[int | None, Enrolled | None]:
+        """As whom a hospital is here: its node, and what it declared."""
+        enrolled = None if self._run.enrolled is None else self._run.enrolled().get(name)
+        return self._run.exchange.online().get(name), enrolled
+
+    def _take(self, name: str, outcome: Answer | AnswerError, from_round: int) -> None:
         run = self._run
         fault = str(outcome) if isinstance(outcome, AnswerError) else self._fault(outcome)
         if fault is not None:
             hospital = outcome.origin.hospital if isinstance(outcome, Answer) else name
             log.warning("%s may not join: %s", hospital, fault)
             self.declined[name] = fault if hospital == name else f"{hospital}: {fault}"
+            self._declined_as[name] = self._identity(name)
             return
         if not isinstance(outcome, Answer) or outcome.counts is None:
             return
@@ -76,7 +94,7 @@ class Reception:
             return
         run.arrived[hospital] = Member(outcome.counts)
         if self._has_started:
-            run.append(joined_event(hospital, outcome.counts, run.progress.round_number + 2))
+            run.append(joined_event(hospital, outcome.counts, from_round))
 
     def _fault(self, answer: Answer) -> str | None:
         run, hospital = self._run, answer.origin.hospital
@@ -105,7 +123,7 @@ def join(run: Run, reception: Reception, *, expected_nodes: int) -> None:
     deadline = time.monotonic() + settings.join_timeout_s
     run.show(replace(run.board.status, phase="joining", deadline_at=iso_in(settings.join_timeout_s)))
     while True:
-        came = reception.turn()
+        came = reception.turn(from_round=run.progress.round_number + 1)
         joined = tuple(sorted({*run.arrived, *reception.returned}))
         asked = tuple(sorted({*joined, *reception.waiting, *reception.declined}))
         run.show(replace(run.board.status, asked=asked, answered=joined))
@@ -118,19 +136,54 @@ def join(run: Run, reception: Reception, *, expected_nodes: int) -> None:
             time.sleep(POLL_INTERVAL_S)
     if is_resumed:
         return
-    found, needed = len(run.arrived), settings.min_hospitals
+    _begin_rounds(run, reception)
+
+
+def _begin_rounds(run: Run, reception: Reception) -> None:
+    found, needed = len(run.arrived), run.settings.federation.min_hospitals
     if found < needed:
-        told = "".join(f"\n  - {reason}" for reason in _absent(run, reception))
-        raise FederationError(f"{found} hospital(s) joined, and {needed} are needed{told}")
+        told = "".join(f"\n  - {reason}" for reason in absent(run, reception))
+        raise FederationError(f"{counted(found, 'hospital')} joined, and {needed} are needed{told}")
     counts: dict[str, HospitalCounts] = {name: member.counts for name, member in run.arrived.items()}
-    run.append(start_event(run.settings.name, counts, refused=reception.declined))
+    run.append(start_event(run.settings.name, run.progress.run_id, counts, refused=reception.declined))
     run.admit_arrived()
     reception.started()
     run.commit(replace(run.progress, phase="rounds"), weights=run.model.path.read_bytes())
 
 
-def _absent(run: Run, reception: Reception) -> list[str]:
+def wait_for_quorum(
+    run: Run, reception: Reception, *, round_number: int, deadline: float, alongside: Callable[[], None]
+) -> bool:
+    """Waits until as many hospitals take part as a round needs; tells whether they do.
+
+    Others can come only where hospitals are enrolled: the nodes of a simulation are all there from the start.
+
+    Args:
+        run: Its hospitals left or were revoked, so that too few may take part.
+        reception: Lets in who comes.
+        round_number: The round that waits.
+        deadline: On the monotonic clock.
+        alongside: Called again and again meanwhile.
+    """
+    needed = run.settings.federation.min_hospitals
+    if len(run.present()) >= needed or run.enrolled is None:
+        return len(run.present()) >= needed
+    deadline_at = iso_in(deadline - time.monotonic())
+    run.show(
+        replace(run.board.status, phase="waiting", round=round_number, asked=(), answered=(), deadline_at=deadline_at)
+    )
+    while len(run.present()) < needed and time.monotonic() < deadline:
+        alongside()
+        if not reception.turn(from_round=round_number):
+            time.sleep(POLL_INTERVAL_S)
+        run.show_online()
+        run.admit_arrived()
+    return len(run.present()) >= needed
+
+
+def absent(run: Run, reception: Reception) -> list[str]:
+    """Gives who is enrolled and has not joined, or may not, with the reasons."""
     enrolled = set() if run.enrolled is None else set(run.enrolled())
-    offline = enrolled - set(run.exchange.online())
+    offline = enrolled - set(run.present()) - set(run.exchange.online())
     told = reasons(reception.declined, reception.waiting - offline, {})
     return told + [f"{name}: is not online" for name in sorted(offline)]

@@ -9,6 +9,7 @@ answers to the same request, so the run ends with the same weights, bit for bit.
 """
 
 import logging
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,13 +23,14 @@ from server.average import Update
 from server.exchange import REVOKED, Collected, Envelope
 from server.held_out import HeldOut
 from server.history import answer_event, attempt_event, round_event, test_event, validation_event
-from server.joining import Reception
+from server.joining import Reception, absent, wait_for_quorum
 from server.members import with_refusals
 from server.run import Run, reasons
 from server.status import iso_in
 from server.store import Candidate
-from server.strategy import aggregate
+from server.strategy import Aggregated, aggregate
 from server.wire import Answer
+from server.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +80,10 @@ def _run_round(run: Run, reception: Reception, held_out: HeldOut | None) -> None
     number, settings = run.progress.round_number + 1, run.settings.federation
     under_way = Round(number, run.seconds)
     for attempt in range(1, settings.max_failed_rounds + 1):
-        _ask(run, reception, under_way, attempt)
-        _drop_revoked(run, under_way)
+        _try_once(run, reception, under_way, attempt)
         if len(under_way.updates) >= settings.min_hospitals:
             break
-        reason = _too_few(under_way, settings.min_hospitals)
+        reason = _too_few(run, reception, under_way)
         if attempt == settings.max_failed_rounds:
             raise FederationError(f"round {number}: {reason}")
         log.warning("Round %d is tried again: %s", number, reason)
@@ -91,8 +92,23 @@ def _run_round(run: Run, reception: Reception, held_out: HeldOut | None) -> None
     _finish(run, under_way, attempt, held_out)
 
 
+def _try_once(run: Run, reception: Reception, under_way: Round, attempt: int) -> None:
+    """One attempt, which too few hospitals do not end before the round's timeout: others may come until then."""
+    settings = run.settings.federation
+    deadline = time.monotonic() + settings.round_timeout_s
+
+    def alongside() -> None:
+        _drop_revoked(run, under_way)
+
+    while wait_for_quorum(run, reception, round_number=under_way.number, deadline=deadline, alongside=alongside):
+        _ask(run, reception, under_way, attempt)
+        _drop_revoked(run, under_way)
+        if len(run.present()) >= settings.min_hospitals:
+            return
+
+
 def _ask(run: Run, reception: Reception, under_way: Round, attempt: int) -> None:
-    """One attempt: asks those whose answer is not there yet, and admits what comes."""
+    """Asks those whose answer is not there yet, and admits what comes."""
     number, settings = under_way.number, run.settings.federation
     names = run.present()
     under_way.chosen = _participants(run, names, under_way, attempt)
@@ -114,34 +130,37 @@ def _ask(run: Run, reception: Reception, under_way: Round, attempt: int) -> None
             deadline_at=iso_in(settings.round_timeout_s),
         )
     )
-    collected = _collect(run, reception, envelopes, number)
+    collected = _collect(run, reception, envelopes, under_way)
     under_way.missing = collected.missing
     under_way.refused = dict(collected.refused)
     del envelopes, record  # a model less in memory while updates are looked through
-    for name in collected.left:
-        under_way.answers.pop(name, None)
     _admit(run, under_way, collected.answers)
 
 
-def _collect(run: Run, reception: Reception, envelopes: dict[str, Envelope], number: int) -> Collected:
+def _collect(run: Run, reception: Reception, envelopes: dict[str, Envelope], under_way: Round) -> Collected:
+    number = under_way.number
+
     def on_answer(answer: Answer) -> None:
         run.append(answer_event(number, answer))
         status = run.board.status
         run.show(replace(status, answered=tuple(sorted({*status.answered, answer.origin.hospital}))))
 
+    def on_left(name: str, reason: str) -> None:
+        run.remove(name, reason, round_number=number)
+        under_way.answers.pop(name, None)
+
     def alongside() -> None:
-        reception.turn()
+        reception.turn(from_round=number + 1)
         run.show_online()
 
-    collected = run.exchange.ask(
+    return run.exchange.ask(
         envelopes,
         round_number=number,
         timeout_s=run.settings.federation.round_timeout_s,
         on_answer=on_answer,
+        on_left=on_left,
         alongside=alongside,
     )
-    run.remove(collected.left, round_number=number)
-    return collected
 
 
 def _admit(run: Run, under_way: Round, arrived: dict[str, Answer]) -> None:
@@ -184,12 +203,11 @@ def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) 
     answers = by_name(under_way.answers)
     judged = validation_event(number - 1, answers)
     run.append(judged)
-    admitted = [update.hospital for update in updates]
     run.append(
         round_event(
             number,
             answers,
-            admitted=admitted,
+            admitted=[update.hospital for update in updates],
             attempt=attempt,
             seconds=run.seconds - under_way.begin,
             refused=reasons_of(under_way.refused),
@@ -199,23 +217,28 @@ def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) 
     if held_out is not None:
         run.show(replace(run.board.status, phase="testing", deadline_at=None))
         run.append(test_event(number, held_out.score(aggregated.weights).metrics))
+    _commit(run, under_way, aggregated, judged_macro_auroc=judged["macro_auroc"])
+    run.spool.forget_round(number)
+
+
+def _commit(run: Run, under_way: Round, aggregated: Aggregated, *, judged_macro_auroc: float | None) -> None:
+    """Keeps the round; the model before it, which it judged, may become the candidate for release."""
+    number = under_way.number
     candidate, promotes = run.progress.candidate, False
     if number > 1 and run.settings.federation.released_round == "best":
-        present = Candidate(number - 1, judged["macro_auroc"])
+        present = Candidate(number - 1, judged_macro_auroc)
         candidate = better(candidate, present)
         promotes = candidate is present
     run.admit_arrived()
     codes = {name: fault.code for name, fault in under_way.refused.items() if name in under_way.chosen}
-    members = with_refusals(run.members, codes, set(admitted))
+    members = with_refusals(run.members, codes, {update.hospital for update in under_way.updates})
     norms = run.progress.norms + (() if under_way.median_norm is None else (under_way.median_norm,))
-    norms = norms[-MAX_NORMS_KEPT:]
     run.commit(
-        replace(run.progress, round_number=number, members=members, candidate=candidate, norms=norms),
+        replace(run.progress, round_number=number, members=members, candidate=candidate, norms=norms[-MAX_NORMS_KEPT:]),
         weights=pack_weights(aggregated.weights).data,
         strategy=aggregated.state,
         promotes=promotes,
     )
-    run.spool.forget_round(number)
 
 
 def _close(run: Run) -> None:
@@ -229,9 +252,12 @@ def _close(run: Run) -> None:
         replace(run.board.status, phase="closing", asked=tuple(names), answered=(), attempt=1, deadline_at=deadline_at)
     )
     collected = run.exchange.ask(
-        envelopes, round_number=number, timeout_s=settings.round_timeout_s, alongside=run.show_online
+        envelopes,
+        round_number=number,
+        timeout_s=settings.round_timeout_s,
+        on_left=lambda name, reason: run.remove(name, reason, round_number=number),
+        alongside=run.show_online,
     )
-    run.remove(collected.left, round_number=number)
     closing = Round(number, run.seconds, refused=dict(collected.refused), missing=collected.missing)
     _admit(run, closing, collected.answers)
     judged = validation_event(settings.num_rounds, by_name(closing.answers))
@@ -243,12 +269,8 @@ def _close(run: Run) -> None:
 
 def _drop_revoked(run: Run, under_way: Round) -> None:
     """Takes out those that were revoked since they answered, in an earlier attempt too: they are not averaged."""
-    if run.enrolled is None:
-        return
-    listed = run.enrolled()
-    gone = {name: REVOKED for name in run.present() if name not in listed}
-    run.remove(gone, round_number=under_way.number)
-    for name in gone:
+    for name in run.revoked():
+        run.remove(name, REVOKED, round_number=under_way.number)
         under_way.answers.pop(name, None)
 
 
@@ -263,7 +285,7 @@ def _participants(run: Run, names: list[str], under_way: Round, attempt: int) ->
     again = () if attempt == 1 else (attempt,)
     random = np.random.default_rng(derive_seed(run.settings.seed, "participants", under_way.number, *again))
     drawn = [names[index] for index in random.permutation(len(names))]
-    if attempt > 1:
+    if under_way.chosen:
         trained = {update.hospital for update in under_way.updates}
         online, failed = run.exchange.online(), {*under_way.refused, *under_way.missing}
         drawn.sort(key=lambda name: (name not in trained, name not in online, name in failed))
@@ -279,6 +301,12 @@ def better(candidate: Candidate | None, new: Candidate) -> Candidate:
     return new
 
 
-def _too_few(under_way: Round, needed: int) -> str:
-    told = "".join(f"\n  - {reason}" for reason in reasons(reasons_of(under_way.refused), under_way.missing, {}))
-    return f"{len(under_way.updates)} hospital(s) gave an update fit to average, and {needed} are needed{told}"
+def _too_few(run: Run, reception: Reception, under_way: Round) -> str:
+    needed, present = run.settings.federation.min_hospitals, len(run.present())
+    told = reasons(reasons_of(under_way.refused), under_way.missing, {})
+    given = counted(len(under_way.updates), "hospital")
+    found = f"{given} gave an update fit to average, and {needed} are needed"
+    if present < needed:
+        told += absent(run, reception)
+        found = f"{found}; taking part: {', '.join(run.present()) or 'nobody'}"
+    return found + "".join(f"\n  - {reason}" for reason in told)

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 
 from aecnn.console import plain, say_plain
 from server.rounds_table import Event, figure, megabytes, rounds_table
+from server.words import counted, round_named
 
 REFRESH_INTERVAL_S = 0.25
 
@@ -94,7 +95,7 @@ class LiveProgress:
                 say_plain(self._console, line)
 
     def _view(self, *, is_running: bool) -> RenderableType:
-        table = rounds_table(self._reader.events)
+        table = rounds_table(self._reader.events, num_rounds=self._num_rounds)
         if not is_running:
             return table
         text = f" {stage(self._reader.events, self._num_rounds)} · {time.monotonic() - self._begin:.0f} s"
@@ -111,12 +112,13 @@ def stage(events: list[Event], num_rounds: int) -> str:
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
     if done >= num_rounds:
         closing = any(event["event"] == "validation" and event["round"] == num_rounds for event in events)
-        return "scoring the released model" if closing else "judging the final model"
+        return "scoring the released model" if closing else round_named(done + 1, num_rounds)
     number = done + 1
     answered = {event["hospital"] for event in events if event["event"] == "answer" and event["round"] == number}
     attempts = sum(event["event"] == "attempt" and event["round"] == number for event in events)
     again = f", attempt {attempts + 1}" if attempts else ""
-    return f"round {number} of {num_rounds}{again}: {len(answered)} of {len(_present(events))} hospitals have answered"
+    asked = counted(len(_present(events)), "hospital")
+    return f"round {number} of {num_rounds}{again}: {len(answered)} of {asked} answered"
 
 
 def _present(events: list[Event]) -> set[str]:
@@ -138,7 +140,8 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
     match event["event"]:
         case "start":
             refused = [f"{name} may not join: {why}" for name, why in event.get("refused", {}).items()]
-            return [f"{len(event['hospitals'])} hospitals joined: {', '.join(event['hospitals'])}", *refused]
+            joined = counted(len(event["hospitals"]), "hospital")
+            return [f"{joined} joined: {', '.join(event['hospitals'])}", *refused]
         case "answer" if event["training"] is not None:
             training = event["training"]
             return [
@@ -160,9 +163,9 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
         case "attempt":
             return [f"round {event['round']}: attempt {event['attempt']} failed: {event['reason']}"]
         case "joined":
-            return [f"{event['hospital']} joined, from round {event['round']}"]
+            return [f"{event['hospital']} joined, from {round_named(event['round'], num_rounds)}"]
         case "left":
-            return [f"{event['hospital']} left in round {event['round']}: {event['reason']}"]
+            return [f"{event['hospital']} left, {round_named(event['round'], num_rounds)}: {event['reason']}"]
         case "resume":
             return [f"the run was interrupted and goes on after round {event['round']}"]
         case "delivered":

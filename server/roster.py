@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from aecnn.config import HOSPITAL_NAME, StrictModel, validate_config
+from aecnn.contract import told
 from aecnn.enrolment import FINGERPRINT, EnrolmentRequest, key_fingerprint, whole_file
 from aecnn.errors import ConfigError, FederationError
 from server.run_folder import now_iso
@@ -84,7 +85,12 @@ class Roster(StrictModel):
         if current is not None and not replaces:
             raise ConfigError(
                 subject,
-                [f"{request.name} is enrolled since {current.enrolled_at}: give --replace for its new key or numbers"],
+                [
+                    f"{request.name} is enrolled since {current.enrolled_at}, "
+                    f"with the key {current.key_fingerprint}. If this is that hospital's new key (it ran aecnn-client "
+                    "rotate-key) or new numbers, compare the key and give --replace; if the old key may be in other "
+                    f"hands, first cut it off: flower-server revoke {request.name}. Another hospital needs another name"
+                ],
             )
         kept = [hospital for hospital in self.hospitals if hospital.public_key != request.public_key]
         kept = [_revoked(hospital) if hospital.name == request.name else hospital for hospital in kept]
@@ -159,7 +165,7 @@ def register_hospitals(control: "Control", roster: Roster) -> "list[Node]":
         if wanted.get(node.public_key) == node.name:
             registered.add(node.public_key)
         else:
-            log.info("%s's key is unregistered", node.name)
+            log.info("%s's key is unregistered", told(node.name))  # anyone on loopback may have registered it
             control.unregister(node.node_id)
     refused = []
     for public_key, name in wanted.items():

@@ -7,16 +7,21 @@ from rich.table import Table
 from rich.text import Text
 
 from aecnn.console import plain
+from server.words import round_named
 
 Event = dict[str, Any]
 MAX_HOSPITALS_SHOWN = 12
 
 
-def rounds_table(events: list[Event]) -> Table:
+def rounds_table(events: list[Event], *, num_rounds: int | None) -> Table:
     """Gives a table with a line for the global model after each round, and one a hospital for the newest round.
 
     AUROC is of the global model after that round: on validation images, pooled or at one hospital, known when the next
     round's answers are in; and on the centre's test images, where it has some.
+
+    Args:
+        events: Of the history.
+        num_rounds: Of the run; None where it is not known yet.
     """
     tested = {event["round"]: event for event in events if event["event"] == "test"}
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -38,7 +43,7 @@ def rounds_table(events: list[Event]) -> Table:
             _add_hospitals(table, of_newest, judged, is_tested=bool(tested))
         if event["event"] == "round":
             _add_round(table, event, judged, tested)
-        _add_incident(table, event)
+        _add_incident(table, event, num_rounds)
     return table
 
 
@@ -71,11 +76,15 @@ def _mean(hospitals: Iterable[Event], key: str) -> float | None:
     return sum(hospital[key] * hospital["images_seen"] for hospital in told) / images if images else None
 
 
-def _add_incident(table: Table, event: Event) -> None:
+def _add_incident(table: Table, event: Event, num_rounds: int | None) -> None:
     """Adds what is not a round's result: who came or left, and what had to be done again."""
     match event["event"]:
         case "joined":
-            table.add_row("", plain(event["hospital"]), plain(f"joined, from round {event['round']}"))
+            told = f"joined, from {round_named(event['round'], num_rounds)}"
+            table.add_row("", plain(event["hospital"]), plain(told))
+        case "left" if num_rounds and event["round"] > num_rounds:
+            told = f"left at the {round_named(event['round'], num_rounds)}: {event['reason']}"
+            table.add_row("", plain(event["hospital"]), _told(told, "yellow"))
         case "left":
             table.add_row(str(event["round"]), plain(event["hospital"]), _told(f"left: {event['reason']}", "yellow"))
         case "attempt":

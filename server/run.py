@@ -12,7 +12,7 @@ from aecnn.contract import PACKED, WEIGHTS, Request
 from aecnn.model.joint import build_model
 from aecnn.model.weights import pack_weights, weights_of
 from server.admission import accepted_fingerprints
-from server.exchange import Envelope, Exchange
+from server.exchange import REVOKED, Envelope, Exchange
 from server.history import Event, left_event, resume_event
 from server.members import EnrolledHospitals, Members, present
 from server.run_folder import RunFolder
@@ -81,17 +81,21 @@ class Run:
         self.progress = replace(self.progress, members={**self.members, **self.arrived})
         self.arrived = {}
 
-    def remove(self, left: dict[str, str], *, round_number: int) -> None:
-        """Takes out those who withdrew (for the rest of the run) or were revoked (as if they had never been here)."""
-        members = dict(self.members)
-        for name, reason in sorted(left.items()):
-            self.append(left_event(name, reason, round_number))
-            is_enrolled = self.enrolled is None or name in self.enrolled()
-            if is_enrolled:
-                members[name] = replace(members[name], left=reason)
-            else:
-                del members[name]
+    def remove(self, name: str, reason: str, *, round_number: int) -> None:
+        """Takes out who withdrew, for the rest of the run, or was revoked: as if it had never been here.
+
+        Who was revoked may be enrolled anew, even before this is called, and then joins like any other.
+        """
+        self.append(left_event(name, reason, round_number))
+        members = {other: member for other, member in self.members.items() if other != name}
+        if reason != REVOKED:
+            members[name] = replace(self.members[name], left=reason)
         self.progress = replace(self.progress, members=members)
+
+    def revoked(self) -> list[str]:
+        """Gives who takes part and is no longer enrolled."""
+        listed = None if self.enrolled is None else self.enrolled()
+        return [] if listed is None else [name for name in self.present() if name not in listed]
 
     def envelope(
         self, kind: str, round_number: int, *, hospital: str | None = None, arrays: Mapping[str, ArrayRecord]
@@ -141,17 +145,9 @@ def open_run(
     """
     spool = Spool(folder.spool_folder)
     spool.remove()  # whatever was under way is asked for again
-    progress = store.progress()
-    if progress is None:
-        progress = Progress(run_id=secrets.token_hex(8))
-        store.commit(progress)
+    progress = _progress(store)
     folder.cut_history(progress.history_bytes)
-    if progress.phase == "joining":
-        plan = settings.plan
-        initial = weights_of(build_model(plan.model, seed=settings.seed, input_size_px=plan.images.input_size_px))
-        content = pack_weights(initial).data
-    else:
-        content = memoryview(store.weights())
+    status = RunStatus(folder.path.name, progress.run_id, settings.federation.num_rounds, round=progress.round_number)
     run = Run(
         settings=settings,
         folder=folder,
@@ -159,17 +155,32 @@ def open_run(
         spool=spool,
         exchange=Exchange(grid, spool, enrolled=enrolled),
         enrolled=enrolled,
-        board=StatusBoard(
-            RunStatus(folder.path.name, progress.run_id, settings.federation.num_rounds, round=progress.round_number),
-            on_status,
-        ),
+        board=StatusBoard(status, on_status),
         accepted=accepted_fingerprints(settings.accepted_fingerprints),
         progress=progress,
-        model=spool.put_model(content),
+        model=spool.put_model(_present_model(settings, store, progress)),
     )
     if progress.phase in ("rounds", "released"):
         run.append(resume_event(progress.round_number, run.present()))
     return run
+
+
+def _progress(store: RoundStore) -> Progress:
+    """How far the run has come; a new one gets its id here."""
+    progress = store.progress()
+    if progress is None:
+        progress = Progress(run_id=secrets.token_hex(8))
+        store.commit(progress)
+    return progress
+
+
+def _present_model(settings: RunSettings, store: RoundStore, progress: Progress) -> bytes | memoryview:
+    """The global model of the last finished round; before the first, the one that the seed gives."""
+    if progress.phase != "joining":
+        return store.weights()
+    plan = settings.plan
+    initial = weights_of(build_model(plan.model, seed=settings.seed, input_size_px=plan.images.input_size_px))
+    return pack_weights(initial).data
 
 
 def reasons(refused: dict[str, str], missing: Iterable[str], left: dict[str, str]) -> list[str]:

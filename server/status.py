@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from server.run_folder import now_iso
 
-StatusPhase = Literal["joining", "round", "closing", "testing", "delivering", "done", "failed"]
+StatusPhase = Literal["joining", "waiting", "round", "closing", "testing", "delivering", "done", "failed"]
 OnStatus = Callable[[dict[str, Any]], None]
 
 

@@ -9,9 +9,10 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aecnn.contract import HospitalCounts
+from aecnn.errors import ConfigError, FederationError
 from server.members import Member, Members
 
 Phase = Literal["joining", "rounds", "released", "delivering"]
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS progress (
 );
 CREATE TABLE IF NOT EXISTS arrays (name TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
+_COLUMNS = ("run_id", "phase", "round", "history_bytes", "seconds", "members", "candidate", "norms")  # of progress
 _WEIGHTS, _CANDIDATE, _STRATEGY = "weights", "candidate", "strategy"
 
 
@@ -59,15 +61,37 @@ class Progress:
         return self.members or {}
 
 
+class StoreError(FederationError):
+    """A run that this version cannot go on with."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"the run in {path.parent} cannot go on: {path.name} {why}. Begin a new run, at the centre with "
+            "flower-server start --new; the old one's folder stays as it is, with its history and configuration"
+        )
+
+
 class RoundStore:
-    """The store of one run; a context that closes it."""
+    """The store of one run; a context that closes it.
+
+    Raises:
+        StoreError: Another version of this software made it, or it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
-        self._database.executescript(_SCHEMA)
+        try:
+            self._refuse_other_version()  # before anything is changed
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+            self._database.executescript(_SCHEMA)
+        except StoreError:
+            self._database.close()
+            raise
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise StoreError(path, f"is damaged ({error})") from error
 
     def __enter__(self) -> "RoundStore":
         return self
@@ -75,24 +99,24 @@ class RoundStore:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
+    def _refuse_other_version(self) -> None:
+        found = [row[1] for row in self._database.execute("PRAGMA table_info(progress)")]
+        if found and set(found) != {"only", *_COLUMNS}:
+            raise StoreError(self._path, "was made by another version of this software")
+
     def progress(self) -> Progress | None:
-        """Gives how far the run has come; None before its first commit."""
-        row = self._database.execute(
-            "SELECT run_id, phase, round, history_bytes, seconds, members, candidate, norms FROM progress"
-        ).fetchone()
+        """Gives how far the run has come; None before its first commit.
+
+        Raises:
+            StoreError: Another version of this software wrote it.
+        """
+        row = self._database.execute(f"SELECT {', '.join(_COLUMNS)} FROM progress").fetchone()  # noqa: S608  ours
         if row is None:
             return None
-        run_id, phase, round_number, history_bytes, seconds, members, candidate, norms = row
-        return Progress(
-            run_id=run_id,
-            phase=phase,
-            round_number=round_number,
-            history_bytes=history_bytes,
-            seconds=seconds,
-            members={name: _member(document) for name, document in json.loads(members).items()},
-            candidate=None if candidate is None else Candidate(**json.loads(candidate)),
-            norms=tuple(json.loads(norms)),
-        )
+        try:
+            return _progress(row)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(self._path, "was written by another version of this software") from error
 
     def commit(
         self,
@@ -174,6 +198,20 @@ class _transaction:  # noqa: N801  read as a word of the with statement
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._database.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _progress(row: tuple[Any, ...]) -> Progress:
+    run_id, phase, round_number, history_bytes, seconds, members, candidate, norms = row
+    return Progress(
+        run_id=run_id,
+        phase=phase,
+        round_number=round_number,
+        history_bytes=history_bytes,
+        seconds=seconds,
+        members={name: _member(document) for name, document in json.loads(members).items()},
+        candidate=None if candidate is None else Candidate(**json.loads(candidate)),
+        norms=tuple(json.loads(norms)),
+    )
 
 
 def _document(member: Member) -> dict[str, object]:

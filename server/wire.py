@@ -17,6 +17,8 @@ from server.spool import Spool, SpooledWeights, SpoolError
 
 Record = TypeVar("Record", bound=WireModel)
 NPY_VERSION = (1, 0)
+MAX_SECONDS = 366 * 86400.0  # of one training: no round takes a year
+MAX_SUM = 1e15  # of losses over the images of one training; a mean that long fits no table
 
 
 class AnswerError(AecnnError):
@@ -141,6 +143,11 @@ def _scalars(content: RecordDict, key: str, kind: type[Record]) -> Record | None
     if not isinstance(record, ConfigRecord | MetricRecord):
         raise AnswerError(f"the record {key!r} holds no scalars")
     try:
-        return kind.from_wire(dict(record))
+        found = kind.from_wire(dict(record))
     except ConfigError as error:
         raise AnswerError(f"the record {key!r} breaks the contract: {'; '.join(error.faults)}") from error
+    for name, value in found.to_wire().items():
+        largest = MAX_SECONDS if name == "seconds" else MAX_SUM
+        if isinstance(value, float) and value > largest:
+            raise AnswerError(f"the record {key!r} says {value:.3g} {name}, and {largest:.3g} are believed")
+    return found
