@@ -2,7 +2,8 @@
 
 Four messages: ``query`` (join: who are you, how much do you hold), ``train`` (judge the arriving model on the
 validation part, then train it), ``evaluate`` (judge only) and ``query.deliver`` (keep the released files). Every
-random draw follows from the run's seed, the hospital's name and the round, so a repeated message gives the same answer.
+random draw follows from the run's seed, the hospital's name and the round, so a repeated message gives the same answer;
+those of differential privacy come from the operating system.
 What may be asked is `client.policy`'s to say, and what may leave `client.guard`'s: both stand around every handler.
 """
 
@@ -18,17 +19,21 @@ from aecnn import contract
 from aecnn.config import ModelConfig
 from aecnn.contract import HospitalCounts, Request, RoundReport, ValidationReport
 from aecnn.evaluation.histogram import ScoreHistogram
+from aecnn.evaluation.noised import noised_counts
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN, build_architecture
 from aecnn.model.weights import load_weights, weights_of
 from aecnn.training.device import resolve_device
-from aecnn.training.loop import train_locally
+from aecnn.training.loop import TrainingReport, train_locally
+from aecnn.training.privacy.entropy import SystemEntropy
+from aecnn.training.privacy.promise import Promise
 from aecnn.training.resume import LocalCheckpoint
 from aecnn.training.seeds import derive_seed
 from client.delivery import keep_released
 from client.deployment import deployment_of
 from client.guard import guard_egress
 from client.policy import refuse_against_policy
+from client.privacy import declared_counts, noised_evaluation, private_report, promise_at
 from client.progress import Progress
 from client.site import Hospital, TrainingData, hospital_of, read_training_data
 from client.wire import bytes_in, packed_record, request_of, to_array_record, weights_in
@@ -44,17 +49,10 @@ app = ClientApp(mods=[guard_egress, refuse_against_policy])
 def join(message: Message, context: Context) -> Message:
     """Answers with how much the hospital holds."""
     request = request_of(message)
-    data = _data(hospital_of(context.node_config, context.run_config), request)
-    patients = data.loaded.manifest.table["patient"]
-    targets = data.loaded.manifest.targets[data.train_rows]
-    counts = HospitalCounts(
-        num_train_images=data.train_rows.size,
-        num_train_patients=patients.iloc[data.train_rows].nunique(),
-        num_validation_images=data.validation_rows.size,
-        num_validation_patients=patients.iloc[data.validation_rows].nunique(),
-        num_skipped_images=len(data.loaded.skipped),
-        positives=(targets == 1).sum(axis=0).tolist(),
-    )
+    hospital = hospital_of(context.node_config, context.run_config)
+    data = _data(hospital, request)
+    promise = promise_at(hospital, data, request)
+    counts = _counts(data) if promise is None else declared_counts(promise)
     return Message(RecordDict({contract.COUNTS: ConfigRecord(counts.to_wire())}), reply_to=message)
 
 
@@ -67,8 +65,9 @@ def train(message: Message, context: Context) -> Message:
     device = _prepare_device(hospital, request)
     model, progress = _arrived_model(message, request), Progress.of(deployment, request)
     content = RecordDict()
+    promise = promise_at(hospital, data, request)
     progress.tell("evaluating")
-    _judge(model, data, request, device, content)
+    _judge(model, data, request, device, content, promise=promise, kind=contract.TRAIN)
     report = train_locally(
         model,
         data.loaded,
@@ -76,21 +75,16 @@ def train(message: Message, context: Context) -> Message:
         request.plan,
         seed=derive_seed(request.seed, hospital.config.name, request.round),
         device=device,
+        promise=promise,
         checkpoint=None if deployment is None else LocalCheckpoint(deployment.paths.checkpoint, key=deployment.request),
         on_step=progress.tell_step,
     )
-    content[contract.REPORT] = MetricRecord(
-        RoundReport(
-            num_images=data.train_rows.size,
-            num_steps=report.num_steps,
-            images_seen=report.images_seen,
-            bce_sum=report.bce_sum,
-            mse_sum=report.mse_sum,
-            alive_pixels=report.alive_pixels,
-            lit_pixels=report.lit_pixels,
-            seconds=report.seconds,
-        ).to_wire()
+    told = (
+        _round_report(report, data)
+        if promise is None
+        else private_report(promise, epsilon=None if deployment is None else deployment.epsilon)
     )
+    content[contract.REPORT] = MetricRecord(told.to_wire())
     content[contract.WEIGHTS] = packed_record(weights_of(model))
     return Message(content, reply_to=message)
 
@@ -104,7 +98,9 @@ def evaluate(message: Message, context: Context) -> Message:
     device = _prepare_device(hospital, request)
     Progress.of(deployment_of(context.node_config), request).tell("evaluating")
     content = RecordDict()
-    _judge(_arrived_model(message, request), data, request, device, content)
+    promise = promise_at(hospital, data, request)
+    model = _arrived_model(message, request)
+    _judge(model, data, request, device, content, promise=promise, kind=contract.EVALUATE)
     return Message(content, reply_to=message)
 
 
@@ -151,10 +147,59 @@ def _resident_model(config: ModelConfig, input_size_px: int) -> JointAECNN:
     return build_architecture(config, input_size_px=input_size_px)
 
 
-def _judge(model: JointAECNN, data: TrainingData, request: Request, device: torch.device, content: RecordDict) -> None:
-    """Adds the validation sums and histogram to an answer."""
-    outputs = _outputs(model, data, request, device)
+def _counts(data: TrainingData) -> HospitalCounts:
+    patients = data.loaded.manifest.table["patient"]
+    targets = data.loaded.manifest.targets[data.train_rows]
+    return HospitalCounts(
+        num_train_images=data.train_rows.size,
+        num_train_patients=patients.iloc[data.train_rows].nunique(),
+        num_validation_images=data.validation_rows.size,
+        num_validation_patients=patients.iloc[data.validation_rows].nunique(),
+        num_skipped_images=len(data.loaded.skipped),
+        positives=(targets == 1).sum(axis=0).tolist(),
+    )
+
+
+def _round_report(report: TrainingReport, data: TrainingData) -> RoundReport:
+    return RoundReport(
+        num_images=data.train_rows.size,
+        num_steps=report.num_steps,
+        images_seen=report.images_seen,
+        bce_sum=report.bce_sum,
+        mse_sum=report.mse_sum,
+        alive_pixels=report.alive_pixels,
+        lit_pixels=report.lit_pixels,
+        seconds=report.seconds,
+    )
+
+
+def _judge(
+    model: JointAECNN,
+    data: TrainingData,
+    request: Request,
+    device: torch.device,
+    content: RecordDict,
+    *,
+    promise: Promise | None,
+    kind: str,
+) -> None:
+    """Adds the validation sums and histogram to an answer; under privacy the noised histogram, or nothing."""
     targets = data.loaded.manifest.targets[data.validation_rows]
+    if promise is not None:
+        evaluation, noise = noised_evaluation(request, kind), promise.evaluation
+        if evaluation is None or noise is None:
+            return
+        noised = noised_counts(
+            _outputs(model, data, request, device).logits,
+            targets,
+            data.loaded.manifest.table["patient"].iloc[data.validation_rows].tolist(),
+            images_per_patient=evaluation.images_per_patient,
+            noise_multiplier=noise.noise_multiplier,
+            entropy=SystemEntropy(),
+        )
+        content[contract.HISTOGRAMS] = to_array_record({contract.NOISED_COUNTS: noised})
+        return
+    outputs = _outputs(model, data, request, device)
     sums = ValidationReport(
         num_images=data.validation_rows.size, bce_sum=float(outputs.bce.sum()), mse_sum=float(outputs.mse.sum())
     )

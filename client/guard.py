@@ -18,11 +18,14 @@ from aecnn import contract
 from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel, code_fingerprint
 from aecnn.errors import AecnnError, ConfigError, ManifestError
 from aecnn.evaluation.histogram import NUM_BINS
+from aecnn.evaluation.noised import NOISED_BINS
 from aecnn.findings import NUM_FINDINGS
+from aecnn.training.privacy.promise import Promise
 from client.deployment import deployment_of
 from client.guard_weights import checked_weights
 from client.inventory import printable
 from client.policy import check_patients, check_validation, planned_steps, policy_of
+from client.privacy import declared_counts, noised_evaluation, private_report, promise_at
 from client.refusal import RefusalError, refusal
 from client.site import Hospital, PolicyConfig, TrainingData, hospital_of, read_training_data
 from client.wire import request_of, to_array_record
@@ -46,6 +49,8 @@ class _Limits:
     request: Request
     policy: PolicyConfig
     data: TrainingData
+    promise: Promise | None  # of differential privacy
+    epsilon: float | None  # of this run, by the ledger
 
 
 def guard_egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -87,7 +92,10 @@ def _leaving(message: Message, context: Context, call_next: ClientAppCallable) -
     check_patients(policy, data)
     if kind == contract.EVALUATE:
         check_validation(policy, data)
-    for name, record in _rebuilt(answer, _Limits(kind, request, policy, data)).items():
+    deployment = deployment_of(context.node_config)
+    epsilon = None if deployment is None else deployment.epsilon
+    limits = _Limits(kind, request, policy, data, promise_at(hospital, data, request), epsilon)
+    for name, record in _rebuilt(answer, limits).items():
         content[name] = record
     return content
 
@@ -132,6 +140,8 @@ def _rebuilt(answer: RecordDict, limits: _Limits) -> dict[str, ConfigRecord | Me
         records[contract.COUNTS] = ConfigRecord(_counts(answer, limits).to_wire())
     if contract.REPORT in answer:
         records[contract.REPORT] = MetricRecord(_round_report(answer, limits).to_wire())
+    if contract.VALIDATION in answer and limits.promise is not None:
+        raise _withheld("validation sums under differential privacy")
     if contract.VALIDATION in answer and report.validation_sums and tells_validation:
         records[contract.VALIDATION] = MetricRecord(_validation(answer, limits).to_wire())
     if contract.HISTOGRAMS in answer and report.histograms and tells_validation:
@@ -157,6 +167,8 @@ def _tells_validation(limits: _Limits) -> bool:
 
 def _counts(answer: RecordDict, limits: _Limits) -> HospitalCounts:
     counts = _scalars(answer, contract.COUNTS, ConfigRecord, HospitalCounts)
+    if limits.promise is not None:
+        return _as_promised(counts, declared_counts(limits.promise), contract.COUNTS)
     data = limits.data
     _refuse_more(counts.num_train_images, data.train_rows.size, "training images")
     _refuse_more(counts.num_validation_images, data.validation_rows.size, "validation images")
@@ -166,17 +178,33 @@ def _counts(answer: RecordDict, limits: _Limits) -> HospitalCounts:
 
 def _round_report(answer: RecordDict, limits: _Limits) -> RoundReport:
     report = _scalars(answer, contract.REPORT, MetricRecord, RoundReport)
+    if limits.promise is not None:
+        _check_steps_made(report, limits)
+        return _as_promised(report, private_report(limits.promise, epsilon=limits.epsilon), contract.REPORT)
+    if report.is_private:
+        raise _withheld("the report tells of privacy, and the plan has none")
     _refuse_more(report.num_images, limits.data.train_rows.size, "training images")
     _refuse_more(report.num_steps, planned_steps(limits.request.plan, limits.data), "steps")
     _refuse_more(report.images_seen or 0, report.num_steps * limits.data.train_rows.size, "images seen")
     _refuse_more(report.alive_pixels or 0, report.lit_pixels or 0, "latent pixels")
-    if report.num_steps < limits.policy.min_steps:
-        raise _withheld(f"{report.num_steps} steps were made, policy.min_steps is {limits.policy.min_steps}")
-    if report.images_seen < limits.policy.min_patients:
+    _check_steps_made(report, limits)
+    if (report.images_seen or 0) < limits.policy.min_patients:
         raise _withheld(f"{report.images_seen} images were seen, policy.min_patients is {limits.policy.min_patients}")
     if limits.policy.report.training_sums:
         return report
     return report.model_copy(update=dict.fromkeys(("bce_sum", "mse_sum", "alive_pixels", "lit_pixels")))
+
+
+def _check_steps_made(report: RoundReport, limits: _Limits) -> None:
+    if report.num_steps < limits.policy.min_steps:
+        raise _withheld(f"{report.num_steps} steps were made, policy.min_steps is {limits.policy.min_steps}")
+
+
+def _as_promised(found: Sums, promised: Sums, record: str) -> Sums:
+    """Under privacy a record says what was promised beforehand, to the last digit, and nothing of the data."""
+    if found != promised:
+        raise _withheld(f"the record {record!r} says more or other than differential privacy allows")
+    return promised
 
 
 def _validation(answer: RecordDict, limits: _Limits) -> ValidationReport:
@@ -187,16 +215,21 @@ def _validation(answer: RecordDict, limits: _Limits) -> ValidationReport:
 
 def _histograms(answer: RecordDict, limits: _Limits) -> ArrayRecord:
     record = _record(answer, contract.HISTOGRAMS, ArrayRecord)
-    if list(record) != [contract.SCORE_COUNTS]:
-        raise _withheld(f"the record of histograms holds {', '.join(map(repr, record))}")
-    counts, wanted = record[contract.SCORE_COUNTS].numpy(), (NUM_FINDINGS, 2, NUM_BINS)
+    is_private = limits.promise is not None
+    if is_private and noised_evaluation(limits.request, limits.kind) is None:
+        raise _withheld("a histogram in an answer that has none under differential privacy")
+    name, bins = (contract.NOISED_COUNTS, NOISED_BINS) if is_private else (contract.SCORE_COUNTS, NUM_BINS)
+    if list(record) != [name]:
+        raise _withheld(f"the record of histograms holds {', '.join(map(repr, record))}, expected {name!r}")
+    counts, wanted = record[name].numpy(), (NUM_FINDINGS, 2, bins)
     if counts.shape != wanted or counts.dtype != np.int64:
         raise _withheld(f"the histogram is {counts.dtype} {counts.shape}, expected int64 {wanted}")
-    if (counts < 0).any():
-        raise _withheld("the histogram has negative counts")
-    largest = max(sum(map(int, finding.flat)) for finding in counts)  # Python's integers do not overflow
-    _refuse_more(largest, limits.data.validation_rows.size, "images in the histogram of a finding")
-    return to_array_record({contract.SCORE_COUNTS: np.array(counts, order="C")})
+    if not is_private:
+        if (counts < 0).any():
+            raise _withheld("the histogram has negative counts")
+        largest = max(sum(map(int, finding.flat)) for finding in counts)  # Python's integers do not overflow
+        _refuse_more(largest, limits.data.validation_rows.size, "images in the histogram of a finding")
+    return to_array_record({name: np.array(counts, order="C")})
 
 
 def _scalars(answer: RecordDict, name: str, kind: type[Scalars], model: type[Sums]) -> Sums:

@@ -13,6 +13,7 @@ from aecnn.contract import Request
 from aecnn.training.batches import Rows
 from aecnn.training.loop import batching_of
 from aecnn.training.seeds import derive_seed
+from client.privacy import promise_at
 from client.refusal import RefusalError
 from client.site import AcceptedConfig, PolicyConfig, TrainingData, hospital_of, read_training_data
 from client.state import SiteState
@@ -35,7 +36,8 @@ def refuse_against_policy(message: Message, context: Context, call_next: ClientA
         data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
         check_patients(policy, data)
         check_steps(policy, request.plan, data, kind)
-        if kind == contract.TRAIN:
+        promise_at(hospital, data, request)
+        if kind == contract.TRAIN and request.plan.training.privacy is None:  # else nobody may know who is drawn
             check_batches(policy, request, data, hospital=hospital.config.name)
         if kind == contract.EVALUATE:
             check_validation(policy, data)
@@ -77,7 +79,7 @@ def check_request(accept: AcceptedConfig, request: Request, kind: str) -> None:
         )
     if plan.training.batch_size > LARGEST_BATCH:
         faults.append(f"batches of {plan.training.batch_size} images are asked for, {LARGEST_BATCH} are the most")
-    if accept.requires_privacy and kind == contract.TRAIN:
+    if accept.requires_privacy and kind != contract.DELIVER and plan.training.privacy is None:
         faults.append("the plan trains without differential privacy, policy.accept.requires_privacy is true")
     _refuse(faults)
 
