@@ -25,8 +25,10 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/aecnn-simulate run configs/demo.yaml
 
+# A process a core, four at most: a test of a federation starts eight processes of its own. Files go to one process whole.
 test: $(READY) lint types imports
-	$(BIN)/python -m pytest -m 'not gpu' --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' --cov \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

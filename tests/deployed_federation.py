@@ -1,33 +1,60 @@
 """A real federation on this machine for tests: the commands a centre and its hospitals type, on free ports."""
 
+import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
 
 from aecnn.config import SimulationConfig
-from simulations.runner import prepare_run
+from aecnn.model.checkpoint import load_checkpoint
+from aecnn.model.weights import Weights
+from client.cli import main as client_main
+from server.cli import main as server_main
+from server.run_folder import RunFolder
+from simulations.runner import Prepared, prepare_run, run_prepared
 
 BIN = Path(sys.executable).parent
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
+FIRST_PORT, PORTS_OF_A_WORKER = 20_000, 1_000  # below those that the kernel gives to outgoing connections
+_given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of loopback for something that starts later: no other process of the test run is given it meanwhile."""
+    first = FIRST_PORT + PORTS_OF_A_WORKER * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = random.SystemRandom().randrange(first, first + PORTS_OF_A_WORKER)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
-def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-    """Types a command; its output is in the error when it fails and was not meant to."""
+def command(name: str, *arguments: object, code_of: Path | None = None) -> subprocess.CompletedProcess:
+    """Types a command; its output is in the error when it fails.
+
+    Args:
+        name: The console script.
+        arguments: The rest of the line.
+        code_of: A folder with another version of the packages, which is run in place of the installed one.
+    """
     done = subprocess.run(
         [BIN / name, *map(str, arguments)],
         capture_output=True,
@@ -35,10 +62,28 @@ def command(name: str, *arguments: object, check: bool = True) -> subprocess.Com
         timeout=240,
         check=False,
         stdin=subprocess.DEVNULL,
+        env=_environment(code_of),
     )
-    if check and done.returncode != 0:
+    if done.returncode != 0:
         raise AssertionError(f"{name} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def typed_here(name: str, *arguments: object) -> None:
+    """Runs a console script's function in this process, where PyTorch and Flower are imported already."""
+    main = {"aecnn-client": client_main, "flower-server": server_main}[name]
+    said, status = io.StringIO(), 0
+    with redirect_stdout(said), redirect_stderr(said), patch.object(sys, "argv", [name, *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+    if status != 0:
+        raise AssertionError(f"{name} {arguments} ended with {status}:\n{said.getvalue()}")
+
+
+def _environment(code_of: Path | None) -> dict[str, str]:
+    return dict(os.environ) if code_of is None else {**os.environ, "PYTHONPATH": str(code_of)}
 
 
 def edit(path: Path, **sections: object) -> None:
@@ -103,7 +148,7 @@ class Deployed:
     proxy: RecordingProxy | None
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, code_of: Path | None = None) -> None:
         """Starts the centre (`centre`) or hospitals by name; their output goes to a file in their folder."""
         for name in names:
             folder = self.centre if name == "centre" else self.hospitals[name]
@@ -115,6 +160,7 @@ class Deployed:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    env=_environment(code_of),
                 )
 
     def wait_for_end(self, timeout_s: float) -> int:
@@ -148,6 +194,18 @@ class Deployed:
         path = self.run_folder() / "history.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
+    def rounds(self) -> list[dict]:
+        """The newest run's finished rounds."""
+        return [event for event in self.history() if event["event"] == "round"]
+
+    def status(self) -> dict:
+        """What the coordinator says it is doing."""
+        return json.loads((self.centre / "state" / "status.json").read_text(encoding="utf-8"))
+
+    def wait_for_phase(self, phase: str) -> None:
+        """Waits until the coordinator waits for hospitals in a phase of the run."""
+        self.wait_for(lambda: (now := self.status())["phase"] == phase and now["deadline_at"], phase, 300)
+
     def wait_for(self, is_so, what: str, timeout_s: float = 180) -> None:
         """Waits until a question about files or processes is answered with yes."""
         deadline = time.monotonic() + timeout_s
@@ -155,7 +213,7 @@ class Deployed:
             try:
                 if is_so():
                     return
-            except (FileNotFoundError, IndexError, json.JSONDecodeError):
+            except (FileNotFoundError, IndexError, KeyError, json.JSONDecodeError):
                 pass
             time.sleep(0.05)
         raise AssertionError(f"waited {timeout_s} s for {what}:\n{self.logs()}")
@@ -196,13 +254,20 @@ def children_of(pid: int) -> dict[int, str]:
         parents |= set(added)
 
 
-def kill(deployed: Deployed, owner: str, *, holding: str) -> int:
-    """Kills (−9) the process below a command whose command line holds a word; gives its id."""
-    for pid, line in children_of(deployed.processes[owner].pid).items():
-        if holding in line:
-            os.kill(pid, signal.SIGKILL)
-            return pid
-    raise AssertionError(f"{owner} has no process {holding!r}: {children_of(deployed.processes[owner].pid)}")
+def kill(deployed: Deployed, owner: str, *words: str) -> None:
+    """Kills (−9) the processes below a command whose command lines hold these words, one process a word, at once."""
+    running = children_of(deployed.processes[owner].pid)
+    pids = [next((pid for pid, line in running.items() if word in line), None) for word in words]
+    assert None not in pids, f"{owner} has no process for each of {words}: {running}"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def simulated_weights(config: SimulationConfig, deployed: Deployed) -> Weights:
+    """What the same hospitals give in the simulation that was prepared beside a deployment."""
+    folder = deployed.centre.parent / "simulated"
+    run_prepared(Prepared(config, RunFolder(folder), num_hospitals=len(HOSPITALS)), "inprocess")
+    return load_checkpoint(folder / "global.safetensors").weights
 
 
 def deploy(folder: Path, config: SimulationConfig, *, with_proxy: bool = False, **server: object) -> Deployed:
@@ -215,7 +280,7 @@ def deploy(folder: Path, config: SimulationConfig, *, with_proxy: bool = False, 
     proxy = RecordingProxy(fleet_port) if with_proxy else None
     centre = folder / "centre"
     address = f"127.0.0.1:{proxy.port if proxy else fleet_port}"
-    command(
+    typed_here(
         "flower-server", "init", centre, "--name", config.name, "--address", address,
         "--listen", f"127.0.0.1:{fleet_port}", "--local-port", local_port,
     )  # fmt: skip
@@ -226,7 +291,7 @@ def deploy(folder: Path, config: SimulationConfig, *, with_proxy: bool = False, 
         simulated = yaml.safe_load(site.read_text())
         name, place = simulated["name"], folder / simulated["name"]
         federation, data = centre / "federation.yaml", config.data.root
-        command("aecnn-client", "init", place, "--federation", federation, "--name", name, "--data", data)
+        typed_here("aecnn-client", "init", place, "--federation", federation, "--name", name, "--data", data)
         (place / "patients.txt").write_text((site.parent / "patients.txt").read_text())
         edit(
             place / "site.yaml",
@@ -236,7 +301,7 @@ def deploy(folder: Path, config: SimulationConfig, *, with_proxy: bool = False, 
             local_port=free_port(),
             device="cpu",
         )
-        command("aecnn-client", "request", "--folder", place)
-        command("flower-server", "enroll", name, place / "enrolment-request.json", "--yes", "--folder", centre)
+        typed_here("aecnn-client", "request", "--folder", place)
+        typed_here("flower-server", "enroll", name, place / "enrolment-request.json", "--yes", "--folder", centre)
         hospitals[name] = place
     return Deployed(centre, hospitals, fleet_port, local_port, proxy)

@@ -1,5 +1,6 @@
 """Who may not join, what may not run, and what may leave: tried against a centre and hospitals that are up."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from server.flower import Control, LocalLink, server_task
 from server.settings import CentrePaths
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+OUTCOMES = ("SuperNode ID", "305", "retrying")  # of a SuperNode's try to connect: it is in, sent away, or not heard
 
 HOSTILE_CLIENT = """
 from pathlib import Path
@@ -63,7 +66,7 @@ def _link(deployed) -> LocalLink:
 
 
 def _supernode_output(deployed, folder, *, ca_certificate=None, plaintext=False) -> str:
-    """Runs a hospital's SuperNode for a while; gives what it said."""
+    """Runs a hospital's SuperNode until it was let in or sent away, and a moment longer; gives what it said."""
     paths = SitePaths(folder)
     arguments = supernode_command(
         address=f"127.0.0.1:{deployed.fleet_port}",
@@ -77,14 +80,21 @@ def _supernode_output(deployed, folder, *, ca_certificate=None, plaintext=False)
         key_at = arguments.index("--auth-supernode-private-key")
         dropped = {at, at + 1, key_at, key_at + 1}
         arguments = [part for index, part in enumerate(arguments) if index not in dropped] + ["--insecure"]
-    process = subprocess.Popen(
-        arguments, env=flower_environment(folder / "home"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    log = folder / "attempt.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments, env=flower_environment(folder / "home"), stdout=output, stderr=subprocess.STDOUT
+        )
     try:
-        return process.communicate(timeout=15)[0]
-    except subprocess.TimeoutExpired:
+        deployed.wait_for(
+            lambda: process.poll() is not None or any(told in log.read_text() for told in OUTCOMES), "an outcome", 90
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+    finally:
         process.kill()
-        return process.communicate()[0]
+        process.wait()
+    return log.read_text()
 
 
 def test_a_hospital_that_was_not_enrolled_cannot_join(waiting, phantom_64px, tmp_path):
