@@ -2,16 +2,25 @@
 
 import typer
 
-from aecnn.commands import data, models
+from aecnn.commands import data, models, privacy, privacy_audit
 from aecnn.console import run_cli
 
 app = typer.Typer(
-    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate and describe models.",
+    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate and describe models, "
+    "plan differential privacy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (data.phantom, data.check, data.cache, models.evaluate, models.describe):
+for command in (
+    data.phantom,
+    data.check,
+    data.cache,
+    models.evaluate,
+    models.describe,
+    privacy.plan_privacy,
+    privacy_audit.audit_privacy,
+):
     app.command()(command)
 
 

@@ -104,12 +104,13 @@ def auroc_of_noised(counts: NDArray[np.int64]) -> Float64s:
 
     It is what the exact histogram's is, with pairs in a common bin counted one half, and kept within 0 and 1. NaN where
     a class's total is not above 0 and above `CLEARLY` times the standard deviation of its noise: that is a bin's
-    (`noise_std_of`) times √B. A finding without a single positive passes about once in 30,000 times.
+    (`noise_std_of`) times √B. A finding without a single positive passes less than once in a
+    thousand times (simulated).
     """
     negative, positive = counts[:, 0].astype(np.float64), counts[:, 1].astype(np.float64)
     least = CLEARLY * noise_std_of(counts) * math.sqrt(NOISED_BINS)
     totals = counts.sum(axis=-1).astype(np.float64)
-    clear = (totals > max(least, 0.0)).all(axis=-1)
+    clear = (totals > least).all(axis=-1)
     below = np.cumsum(negative, axis=-1) - negative
     pairs = (positive * (below + 0.5 * negative)).sum(axis=-1)
     areas = np.divide(pairs, totals.prod(axis=-1), out=np.full(len(counts), np.nan), where=clear)
