@@ -64,6 +64,7 @@ CODE_AGAINST_POLICY = 103
 CODE_WITHHELD = 104
 CODE_LATER = 105
 CODE_WITHDRAWN = 106
+CODE_BUDGET = 107
 FIRST_CODE = CODE_FAILED  # smaller ones are Flower's own: the task or its node failed, not the hospital's code
 CODE_TEXT = {
     CODE_FAILED: "the hospital's training failed; its own log says why",
@@ -73,6 +74,7 @@ CODE_TEXT = {
     CODE_WITHHELD: "the hospital's guard withheld the answer; its own log says why",
     CODE_LATER: "the hospital pauses, or this is outside its working hours",
     CODE_WITHDRAWN: "the hospital has withdrawn from the run",
+    CODE_BUDGET: "the hospital's privacy budget does not allow another round",
 }
 
 # Codes that the centre tells a hospital whose last update it did not average; 0: it did, or there was none.

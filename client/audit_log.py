@@ -7,6 +7,7 @@ that was edited, moved or cut is found. Who rewrites log and state together is f
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,29 @@ def parsed_line(raw: bytes) -> dict[str, Any] | None:
         return None
     is_line = isinstance(line, dict) and all(isinstance(line.get(key), str) for key in ("hash", "previous", "time"))
     return line if is_line and isinstance(line.get("number"), int) else None
+
+
+def last_with(path: Path, key: str) -> dict[str, Any] | None:
+    """Gives the last line of a log that has some key of its own, None where none has."""
+    sign = f'"{key}":'.encode()
+    for raw in _backwards(path) if path.exists() else ():
+        line = parsed_line(raw) if sign in raw else None
+        if line is not None and key in line:
+            return line
+    return None
+
+
+def _backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file, the last one first."""
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - _TAIL_BYTES)
+            file.seek(begin)
+            rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+            yield from reversed(lines)
+            end = begin
+        yield rest
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aecnn.console import JsonOption, print_json, run_cli, say
-from aecnn.errors import ConfigError, FederationError
+from aecnn.errors import ConfigError, FederationError, PrivacyError
 from aecnn.processes import ProcessError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch takes seconds
@@ -20,7 +20,8 @@ FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The folder t
 
 app = typer.Typer(
     help="A hospital's part in a federation: make its folder (init), see what would leave (check), take part (start), "
-    "and read what left (audit). Radiographs never leave; weights, sums and histograms do, as site.yaml allows.",
+    "read what left (audit) and what it cost the patients' privacy (budget). Radiographs never leave; weights, sums "
+    "and histograms do, as site.yaml allows.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +42,14 @@ def init(
     local_port: Annotated[
         int, typer.Option(min=1, max=65535, help="On loopback, between the client's own processes; one a hospital.")
     ] = 8100,
+    ledger_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of the record of what every patient's privacy has cost, on a disk of this machine; one that is there "
+            "is used. Default: one for all clients of this account, in $XDG_DATA_HOME or ~/.local/share.",
+            show_default=False,
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Make this hospital's folder: site.yaml with every key explained, a key pair, and the request to be enrolled.
@@ -59,7 +68,9 @@ def init(
 
     given = ask_for({"federation": federation, "name": name, "data": data})
     places = {"federation": Path(given["federation"]), "data": Path(given["data"])}
-    made = make_folder(folder, name=given["name"], device=device, local_port=local_port, **places)
+    made = make_folder(
+        folder, name=given["name"], device=device, local_port=local_port, ledger_folder=ledger_folder, **places
+    )
     show_made(made, folder, as_json=json_)
     if made.request is None:
         raise typer.Exit(EXIT_FAILED)
@@ -284,6 +295,55 @@ def audit(
 
 
 @app.command()
+def budget(
+    folder: FolderOption = Path(),
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw epsilon over the answers: a .svg, .png or .pdf.", show_default=False)
+    ] = None,
+    adopt_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--adopt-ledger",
+            help="Use the ledger that lies in policy.privacy.ledger_folder from now on, or a new one where none is. "
+            "What a lost one had is then counted no more: only for one that is lost for good, or for the first.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --adopt-ledger: do not ask.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Tell what differential privacy has cost the patients: spent, reserved and left, by run and in total.
+
+    Epsilon is that of the patient who has spent most, over all runs, clients and studies that used this ledger; two
+    datasets are neighbours where one patient, with all radiographs, is added or removed. An answer that was begun
+    counts as spent, whether it left or not. The cap is policy.privacy.max_epsilon.
+
+    Patients are told apart by the pseudonyms in the table: whoever gets a new one has a new budget.
+
+    Exit codes: 0 the ledger is whole, 1 it is missing, damaged, or not the one that this client saw, 2 the input is
+    faulty.
+    """
+    from client.budget import adopt, budget_of, plot_budget, show_budget
+    from client.paths import site_paths
+    from client.status import refuse_while_running
+
+    paths = site_paths(folder)
+    if adopt_ledger:
+        refuse_while_running(paths)
+        question = "Count no longer what a ledger seen before had, and use the one that is there now?"
+        if not yes and not (sys.stdin.isatty() and typer.confirm(question)):
+            raise ConfigError("--adopt-ledger", ["was not confirmed: answer y at a terminal, or give --yes"])
+        mark, is_new = adopt(paths)
+        say(Console(stderr=True), f"ledger {mark.ledger[:8]} {'is made and used' if is_new else 'is used'} from now on")
+    found = budget_of(paths)
+    if plot is not None:
+        plot_budget(found, plot)
+    if json_:
+        print_json(found.to_json())
+    else:
+        show_budget(found, Console())
+
+
+@app.command()
 def models(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     """List the released models, reports and model cards that the centre has delivered."""
     from client.dialogue import show_models
@@ -307,4 +367,4 @@ def _state(folder: Path) -> "SiteState":
 
 def main() -> None:
     """The console script ``aecnn-client``."""
-    run_cli(app, exit_codes={FederationError: EXIT_FAILED, ProcessError: EXIT_FAILED})
+    run_cli(app, exit_codes=dict.fromkeys((FederationError, PrivacyError, ProcessError), EXIT_FAILED))

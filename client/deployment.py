@@ -11,6 +11,7 @@ from aecnn.contract import AuditHead
 from client.paths import SitePaths
 
 _SITE, _LENGTH, _HEAD, _REQUEST, _KIND = "site", "audit-length", "audit-head", "request-digest", "message-type"
+_EPSILON = "epsilon"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Deployment:
     head: AuditHead  # of the audit log, once the message is in it
     request: str  # digest of what is asked
     kind: str  # message type
+    epsilon: float | None = None  # of the run's training with this answer, by the ledger, at the promise's δ
 
 
 def node_settings(deployment: Deployment) -> dict[str, bool | float | int | str]:
@@ -32,6 +34,7 @@ def node_settings(deployment: Deployment) -> dict[str, bool | float | int | str]
         _HEAD: head.head,
         _REQUEST: deployment.request,
         _KIND: deployment.kind,
+        **({} if deployment.epsilon is None else {_EPSILON: deployment.epsilon}),
     }
 
 
@@ -44,4 +47,5 @@ def deployment_of(node_config: Mapping[str, object]) -> Deployment | None:
         head=AuditHead(length=int(str(node_config[_LENGTH])), head=str(node_config[_HEAD])),
         request=str(node_config[_REQUEST]),
         kind=str(node_config[_KIND]),
+        epsilon=float(str(node_config[_EPSILON])) if _EPSILON in node_config else None,
     )

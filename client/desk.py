@@ -1,11 +1,12 @@
 """The hospital's answer to one message: logged as it came, looked up, made by the installed app, kept, logged, given.
 
-Nothing leaves that is not in the audit log before, and no round is answered twice. Flower's node is not known here.
+Nothing leaves that is not in the audit log before, no round is answered twice, and what costs the patients privacy is
+reserved before the work and settled before it leaves. Flower's node is not known here.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,17 +17,18 @@ from aecnn import contract
 from aecnn.config import load_config
 from aecnn.contract import Request
 from aecnn.data.consent import consent_state
-from aecnn.errors import AecnnError
+from aecnn.errors import AecnnError, ManifestError
 from client.audit_log import IN, OUT, AuditLog
 from client.deployment import Deployment, node_settings
 from client.guard import DECISION
 from client.inventory import Inventory, digest_of, inventory_of, printable, request_digest, shortened
 from client.paths import SitePaths
-from client.policy import check_available, check_memory
+from client.policy import check_available, check_memory, refuse_against_policy
 from client.progress import Progress
 from client.refusal import RefusalError, refusal
 from client.replies import KEPT_KINDS, Asked, Kept, ReplyStore
-from client.site import SiteConfig
+from client.site import PolicyConfig, SiteConfig
+from client.spending import LINE_KEY, Reserved, Spending
 from client.state import RequestKey, SiteState
 from client.wire import request_of
 from client.words import stage_of
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 _PHASES = {contract.JOIN: "joining", contract.TRAIN: "evaluating", contract.EVALUATE: "evaluating"}
+_NOT_IN_AN_ANSWER: dict[str, Any] = {"working_hours": True, "privacy": {"max_epsilon", "ledger_folder"}}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Desk:
         self._state = SiteState(paths.database)
         self._audit = AuditLog(paths.audit_log, self._state)
         self._replies = ReplyStore(paths.replies, self._state)
+        self._spending = Spending(paths, self._state)
 
     def answer(self, message: Message) -> Message:
         """Gives the reply to a message; it is in the audit log, and kept if it took work, when the call returns.
@@ -74,16 +78,21 @@ class Desk:
         about = {"kind": printable(message.metadata.message_type), **_named(request)}
         line = {"direction": IN, **about, "from": "centre", "to": self._name, "records": shortened(inventory or {})}
         head = self._audit.append(line | {"decision": "received"})
+        self._spending.mark = None
         try:
             answer = self._decide(message, request, inventory, head)
         except RefusalError as error:
             answer = _refused(error.code, str(error), message)
+        except ManifestError as error:
+            answer = _refused(contract.CODE_NO_DATA, f"the data cannot be read: {error}", message)
         except AecnnError as error:
             answer = _refused(contract.CODE_REFUSED, str(error), message)
         except Exception as error:
             log.exception("The message could not be answered")
             answer = _refused(contract.CODE_FAILED, f"it could not be answered ({type(error).__name__})", message)
         line = {"direction": OUT, **about, "from": self._name, "to": "centre", "records": answer.inventory}
+        if self._spending.mark is not None:
+            line[LINE_KEY] = self._spending.mark.to_json()
         self._audit.append(line | {"decision": answer.decision})
         return answer.reply
 
@@ -107,10 +116,16 @@ class Desk:
         asked = _asked(request, kind, inventory, config)
         kept = self._replies.find(asked) if kind in KEPT_KINDS else None
         if kept is not None:
+            if config.policy is not None:
+                self._spending.settle_again(request, asked, config.policy, content=digest_of(kept.inventory))
             stage = stage_of(kind, request.round).capitalize()
             log.info("%s of run %s was answered before: the same answer goes out", stage, request.run)
             return _Answer(Message(kept.content, reply_to=message), "resent", kept.inventory)
-        answer = self._made(message, request, Deployment(self._paths, head, asked.request, kind))
+        deployment = Deployment(self._paths, head, asked.request, kind)
+        Progress.of(deployment, request).tell(_PHASES.get(kind, "delivering"))
+        reserved = self._reserved(message, request, asked, config.policy, deployment)
+        epsilon = None if reserved is None else reserved.epsilon
+        answer = self._made(message, replace(deployment, epsilon=epsilon))
         if answer.reply.has_content():
             self._check_still_allowed(asked)
             if kind != contract.DELIVER:
@@ -118,7 +133,38 @@ class Desk:
             if kind in KEPT_KINDS:
                 self._replies.keep(asked, Kept(answer.reply.content, answer.inventory))
                 self._paths.checkpoint.unlink(missing_ok=True)
+                self._settle(request, asked, config.policy, reserved, content=digest_of(answer.inventory))
         return answer
+
+    def _reserved(
+        self, message: Message, request: Request, asked: Asked, policy: PolicyConfig | None, deployment: Deployment
+    ) -> Reserved | None:
+        """Reserves what the answer costs, once the site file allows it; None where it costs nothing.
+
+        Raises:
+            RefusalError: The site file, the budget or the ledger does not allow it.
+            AecnnError: The plan cannot be kept with these data.
+        """
+        if policy is None or asked.key.kind == contract.DELIVER or request.plan.training.privacy is None:
+            return None
+        refuse_against_policy(message, _context(message, deployment), lambda allowed, _: allowed)  # costs nothing yet
+        reserved = self._spending.reserve(request, asked, policy)
+        if reserved is not None and not reserved.reservation.is_resumed:
+            self._paths.checkpoint.unlink(missing_ok=True)  # of a training that something else had paid for
+        return reserved
+
+    def _settle(
+        self, request: Request, asked: Asked, policy: PolicyConfig | None, reserved: Reserved | None, *, content: str
+    ) -> None:
+        """Notes in the ledger what leaves now: an answer that was paid for, or one without privacy.
+
+        Raises:
+            RefusalError: It cannot be noted, and does not leave now; it is kept.
+        """
+        if reserved is not None:
+            self._spending.settle(reserved, content=content)
+        elif policy is not None and request.plan.training.privacy is None:
+            self._spending.record_unprotected(request, asked, policy, content=content)
 
     def _check_still_allowed(self, asked: Asked) -> None:
         """Keeps in what was made while the hospital thought better of it; hours and a pause let it be finished.
@@ -133,17 +179,9 @@ class Desk:
             reason = "the policy or a list of withdrawn patients changed while the answer was made"
             raise RefusalError(contract.CODE_WITHHELD, reason)
 
-    def _made(self, message: Message, request: Request, deployment: Deployment) -> _Answer:
+    def _made(self, message: Message, deployment: Deployment) -> _Answer:
         """Has the app answer, in a context that holds nothing of the centre's."""
-        kind = message.metadata.message_type
-        Progress.of(deployment, request).tell(_PHASES.get(kind, "delivering"))
-        context = Context(
-            run_id=message.metadata.run_id,
-            node_id=message.metadata.dst_node_id,
-            node_config=node_settings(deployment),
-            state=RecordDict(),
-            run_config={},
-        )
+        context = _context(message, deployment)
         try:
             reply = self._app(message, context)
         except Exception as error:
@@ -153,6 +191,16 @@ class Desk:
             return _Answer(reply, "answered", inventory_of(reply.content))
         reason = str(context.state.config_records[DECISION]["reason"])
         return _Answer(reply, _words(reply.error.code, reason))
+
+
+def _context(message: Message, deployment: Deployment) -> Context:
+    return Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config=node_settings(deployment),
+        state=RecordDict(),
+        run_config={},
+    )
 
 
 def _refused(code: int, reason: str, message: Message) -> _Answer:
@@ -202,6 +250,9 @@ def _asked(request: Request, kind: str, inventory: Inventory, config: SiteConfig
 
 
 def _terms(config: SiteConfig) -> str:
-    """The digest of what decides what an answer may hold: the policy without its hours, and who has withdrawn."""
-    policy = None if config.policy is None else config.policy.model_dump(mode="json", exclude={"working_hours"})
+    """The digest of what decides what an answer may hold: the policy and who has withdrawn.
+
+    Hours, the budget and where the ledger lies decide whether there is an answer, and not what is in it.
+    """
+    policy = None if config.policy is None else config.policy.model_dump(mode="json", exclude=_NOT_IN_AN_ANSWER)
     return digest_of({"policy": policy, "withdrawn": consent_state(config.data)})

@@ -75,9 +75,13 @@ def show_made(made: Made, folder: Path, *, as_json: bool) -> None:
     """Tells of a new folder what was declared, and on standard error what stands in the way."""
     if as_json:
         request = made.request and made.request.model_dump()
-        print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault})
+        ledger = {"folder": str(made.ledger_folder), "is_new": made.is_new_ledger}
+        print_json({"folder": str(folder), "request": request, "data_fault": made.data_fault, "ledger": ledger})
     elif made.request is not None:
         show_request(made.request, folder, Console(), is_first=True)
+    if not as_json:
+        verb = "is made" if made.is_new_ledger else "was there, and what it knows counts here too"
+        say(Console(), f"The privacy ledger {verb}: {escape(str(made.ledger_folder))}")
     for sentence in made.warnings:
         say(Console(stderr=True), f"[yellow]warning[/] {escape(sentence)}")
 

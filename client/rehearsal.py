@@ -79,6 +79,7 @@ def rehearsal_site(paths: SitePaths) -> Iterator[Path]:
         document["data"]["patients_file"] = "patients.txt"
         if document["policy"] is not None:
             document["policy"]["working_hours"] = None  # to rehearse by day what trains by night
+            document["policy"]["privacy"]["ledger_folder"] = None  # nothing leaves, so nothing is spent
         site = folder / "site.yaml"
         site.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
         yield site

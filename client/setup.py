@@ -16,9 +16,11 @@ from aecnn.config import load_config
 from aecnn.contract import code_fingerprint
 from aecnn.enrolment import EnrolmentRequest, FederationFile, whole_file, write_private
 from aecnn.errors import ConfigError, ManifestError
+from client.ledger_store import LedgerStore, create_ledger, has_ledger, refuse_network_folder
 from client.paths import SitePaths
 from client.site import SiteConfig, read_hospital
 from client.site_template import site_file_text
+from client.state import SiteState
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,30 @@ class Made:
     request: EnrolmentRequest | None  # None: the data cannot be read as the site file says now
     data_fault: str | None
     warnings: tuple[str, ...]
+    ledger_folder: Path
+    is_new_ledger: bool  # False: it was there before, and what it knows counts here too
+
+
+def default_ledger_folder() -> Path:
+    """Gives where the privacy ledger of this account lies: one for all clients, so that a new one resets nobody."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share") / "aecnn" / "privacy-ledger"
 
 
 def make_folder(
-    folder: Path, *, federation: Path, name: str, data: Path, device: str = "auto", local_port: int = 8100
+    folder: Path,
+    *,
+    federation: Path,
+    name: str,
+    data: Path,
+    device: str = "auto",
+    local_port: int = 8100,
+    ledger_folder: Path | None = None,
 ) -> Made:
     """Makes a hospital's folder, whole or not at all: site file, key pair, secrets, enrolment request.
 
     A table that only a mapping in the site file can read is no reason to make nothing: the request is then missing.
+    A privacy ledger that is there is used; an empty one is made where there is none.
 
     Args:
         folder: What to make; it may be there, if it is empty.
@@ -44,9 +62,11 @@ def make_folder(
         data: Its radiographs.
         device: What to train on.
         local_port: Of the client's own service on loopback.
+        ledger_folder: Of the privacy ledger; None: this account's (`default_ledger_folder`).
 
     Raises:
         ConfigError: The folder is in use, or one of the values is faulty.
+        PrivacyError: There can be no ledger in its folder, or the one there is not to be trusted.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(folder, ["is there and not empty: name a new folder (one folder a federation)"])
@@ -54,8 +74,15 @@ def make_folder(
     data = Path(os.path.abspath(data.expanduser()))
     if not data.exists():
         raise ConfigError("--data", [f"{data} is not there: give the folder that holds the table and the images"])
+    ledger = Path(os.path.abspath((ledger_folder or default_ledger_folder()).expanduser()))
+    refuse_network_folder(ledger)
     site = site_file_text(
-        name=name, validation_key=secrets.token_hex(16), device=device, local_port=local_port, data=data
+        name=name,
+        validation_key=secrets.token_hex(16),
+        device=device,
+        local_port=local_port,
+        data=data,
+        ledger_folder=ledger,
     )
     parent = folder.absolute().parent
     try:
@@ -64,7 +91,7 @@ def make_folder(
     except OSError as error:
         raise ConfigError(folder, [f"cannot be made ({error.strerror}): give a folder you may write to"]) from error
     try:
-        made = _fill(SitePaths(unfinished), federation, file, site)
+        made = _fill(SitePaths(unfinished), federation, file, site, ledger)
         unfinished.rename(folder.absolute())
     except BaseException:
         shutil.rmtree(unfinished)
@@ -147,7 +174,7 @@ def public_key_of(path: Path) -> str:
     return key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
 
 
-def _fill(paths: SitePaths, federation: Path, file: FederationFile, site: str) -> Made:
+def _fill(paths: SitePaths, federation: Path, file: FederationFile, site: str, ledger: Path) -> Made:
     paths.state.mkdir(mode=0o700)
     paths.site.write_text(site, encoding="utf-8")
     load_config(paths.site, SiteConfig)
@@ -160,7 +187,10 @@ def _fill(paths: SitePaths, federation: Path, file: FederationFile, site: str) -
         request = write_request(paths)
     except ManifestError as error:
         fault = str(error)
-    return Made(request, fault, tuple(_warnings(file, fault)))
+    is_new = not has_ledger(ledger)
+    mark = create_ledger(ledger) if is_new else LedgerStore(ledger).mark()
+    SiteState(paths.database).set_ledger_seen(mark)
+    return Made(request, fault, tuple(_warnings(file, fault)), ledger, is_new)
 
 
 def _warnings(file: FederationFile, data_fault: str | None) -> Iterator[str]:

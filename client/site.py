@@ -9,15 +9,17 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aecnn.config import (
     HOSPITAL_NAME,
     Backbone,
     DatasetConfig,
+    Folder,
     ScannerConfig,
     SimulationConfig,
     StrictModel,
@@ -67,11 +69,32 @@ class AcceptedConfig(StrictModel):
     requires_privacy: bool = False  # True: nothing is trained without differential privacy
 
 
+class PrivacyPolicyConfig(StrictModel):
+    """What a hospital asks of differential privacy (patient-level; one patient is added or removed)."""
+
+    patients: int | None = Field(default=None, ge=1)  # in training, as may be told; None: private requests are refused
+    max_epsilon: float = Field(default=8.0, gt=0.0)  # of the patient who has spent most, over the life of the data
+    delta: float | None = Field(default=None, gt=0.0, lt=1.0)  # None: min(1e-5, 1/(10·patients))
+    min_noise_multiplier: float | None = Field(default=None, gt=0.0)  # None: as little as the plan says
+    max_evaluation_epsilon: float | None = Field(default=None, gt=0.0)  # None: no noised histograms leave
+    ledger_folder: Folder | None = None  # None: private requests are refused; a simulated hospital has none
+
+    @model_validator(mode="after")
+    def _delta_is_small(self) -> Self:
+        if self.delta is not None and self.patients is not None and self.delta >= 1.0 / self.patients:
+            raise ValueError(
+                f"delta is {self.delta:g}, and with {self.patients} patients it must be below {1 / self.patients:.3g}: "
+                "a larger one allows that some patient's data are published as they are"
+            )
+        return self
+
+
 class PolicyConfig(StrictModel):
     """What a hospital lets leave and lets be asked. A site file without one lets nothing leave."""
 
     report: ReportConfig = ReportConfig()
     accept: AcceptedConfig = AcceptedConfig()
+    privacy: PrivacyPolicyConfig = PrivacyPolicyConfig()
     min_patients: int = Field(default=10, ge=1)  # with fewer in a round's training, nothing leaves of it
     min_steps: int = Field(default=1, ge=1)  # in a round, or its weights do not leave
     working_hours: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
@@ -89,7 +112,11 @@ class SiteConfig(StrictModel):
 
 
 # A simulated hospital holds what the simulation gives it, and has no one to protect.
-SIMULATED_POLICY = PolicyConfig(min_patients=1, accept=AcceptedConfig(max_rounds=10**6, max_steps_per_round=10**9))
+SIMULATED_POLICY = PolicyConfig(
+    min_patients=1,
+    accept=AcceptedConfig(max_rounds=10**6, max_steps_per_round=10**9),
+    privacy=PrivacyPolicyConfig(max_evaluation_epsilon=1e9),
+)
 
 
 @dataclass(frozen=True, eq=False)

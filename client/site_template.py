@@ -98,13 +98,35 @@ policy:
       # Keep the released model, report and model card in models/.
     requires_privacy: false
       # true: nothing is trained without differential privacy.
+  privacy:
+    # Differential privacy of each patient, with all their radiographs (docs/privacy.md).
+    patients: null
+      # Patients in training, as may be told to the centre: round the number as you like. The weight of this hospital's
+      # update, the noise and delta follow from it. null: no request with differential privacy is answered.
+    max_epsilon: 8.0
+      # Of the patient who has spent most, over all runs and the whole life of the data. What would go beyond it is
+      # refused before it starts. What was spent: aecnn-client budget.
+    delta: null
+      # At which epsilon is counted; below 1/patients. null: min(1e-5, 1/(10 * patients)).
+    min_noise_multiplier: null
+      # Plans with less noise are refused. null: as little as the plan says, within max_epsilon.
+    max_evaluation_epsilon: null
+      # For noised histograms of the validation scores, in one run; they spend the validation patients' budget. Plans
+      # that ask for more are refused. null: no noised histograms leave, and plans that ask for them are refused.
+    ledger_folder: @ledger_folder@
+      # The record of what every patient has spent, on a disk of this machine. One for all federations and clients that
+      # use these data: keep it for the life of the data. null: no request with differential privacy is answered.
 """
 
 
-def site_file_text(*, name: str, validation_key: str, device: str, local_port: int, data: Path) -> str:
+def site_file_text(
+    *, name: str, validation_key: str, device: str, local_port: int, data: Path, ledger_folder: Path | None = None
+) -> str:
     """Gives the text of a site file; the values are quoted, so that a hospital named `null` stays a name."""
     text = _TEMPLATE
-    values = {"name": name, "validation_key": validation_key, "device": device, "local_port": local_port}
-    for key, value in (*values.items(), ("data", str(data))):
+    values: dict[str, object] = {"name": name, "validation_key": validation_key, "device": device}
+    values |= {"local_port": local_port, "data": str(data)}
+    values |= {"ledger_folder": None if ledger_folder is None else str(ledger_folder)}
+    for key, value in values.items():
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False), 1)
     return text

@@ -1,10 +1,12 @@
-"""What a hospital's client must not forget: its audit log's head, replies, pause, withdrawal and validation share.
+"""What a hospital's client must not forget.
 
-One SQLite file (0600). Every change is on disk before the call returns, and the worker and ``aecnn-client`` may use it
-at the same time.
+Its audit log's head, replies, pause, withdrawal and validation share, and how far the privacy ledger had come. One
+SQLite file (0600). Every change is on disk before the call returns, and the worker and ``aecnn-client`` may use it at
+the same time.
 """
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from aecnn.contract import AuditHead
 from aecnn.errors import FederationError
+from client.ledger_store import LedgerMark
 
 EVERY_RUN = "*"
 _BUSY_TIMEOUT_S = 30.0
@@ -30,6 +33,12 @@ CREATE TABLE withdrawn (run_id TEXT PRIMARY KEY, since TEXT NOT NULL);
 """,
     """
 CREATE TABLE validation (id INTEGER PRIMARY KEY CHECK (id = 1), fraction REAL NOT NULL);
+""",
+    """
+CREATE TABLE ledger_seen (
+    id INTEGER PRIMARY KEY CHECK (id = 1), ledger TEXT NOT NULL, sequence INTEGER NOT NULL, mark TEXT NOT NULL
+);
+CREATE TABLE client (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL);
 """,
 )
 
@@ -139,6 +148,27 @@ class SiteState:
         """Notes the share of the patients who validate here."""
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO validation VALUES (1, ?)", (fraction,))
+
+    def ledger_seen(self) -> LedgerMark | None:
+        """Gives the privacy ledger that was used here last, and how far it had come; None before the first."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT ledger, sequence, mark FROM ledger_seen").fetchone()
+        return None if row is None else LedgerMark(*row)
+
+    def set_ledger_seen(self, mark: LedgerMark) -> None:
+        """Notes it."""
+        with self._transaction() as connection:
+            row = (mark.ledger, mark.sequence, mark.mark)
+            connection.execute("INSERT OR REPLACE INTO ledger_seen VALUES (1, ?, ?, ?)", row)
+
+    def client_name(self) -> str:
+        """Gives the name of this client in the privacy ledger: made at random, and lost with what it remembers.
+
+        A client without memory, or a second one, must not go on under a reservation whose answer may be given already.
+        """
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO client VALUES (1, ?)", (secrets.token_hex(16),))
+            return str(connection.execute("SELECT name FROM client").fetchone()[0])
 
     def forget_files(self, *, run_id: str, before_round: int) -> None:
         """Notes that the replies of other runs and of earlier rounds are not kept; that they were given stays known."""

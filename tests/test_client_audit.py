@@ -151,8 +151,8 @@ def test_a_later_version_of_the_state_is_refused(tmp_path, state):
     from aecnn.errors import FederationError
 
     with sqlite3.connect(tmp_path / "state" / "state.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 3")
-    with pytest.raises(FederationError, match="version 3"):
+        connection.execute("PRAGMA user_version = 4")
+    with pytest.raises(FederationError, match="version 4"):
         SiteState(tmp_path / "state" / "state.sqlite")
     assert os.stat(tmp_path / "state" / "state.sqlite").st_mode & 0o777 == 0o600
 
@@ -161,9 +161,12 @@ def test_a_state_of_the_first_version_is_taken_over(tmp_path):
     state = SiteState(tmp_path / "state" / "state.sqlite")
     state.withdraw("a" * 16)
     with closing(sqlite3.connect(tmp_path / "state" / "state.sqlite", isolation_level=None)) as connection:
-        connection.execute("DROP TABLE validation")
+        for table in ("validation", "ledger_seen", "client"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 1")
     again = SiteState(tmp_path / "state" / "state.sqlite")
     again.set_validation_fraction(0.1)
     assert again.validation_fraction() == 0.1
+    assert again.ledger_seen() is None
+    assert again.client_name() == again.client_name() != SiteState(tmp_path / "other.sqlite").client_name()
     assert again.is_withdrawn("a" * 16)

@@ -37,7 +37,7 @@ def test_every_command_says_what_it_does_and_every_option_what_it_is():
     commands = typer.main.get_command(client.cli.app).commands
     assert set(commands) == {
         *("init", "request", "rotate-key", "check", "start", "status", "stop", "pause", "resume", "withdraw"),
-        *("audit", "models"),
+        *("audit", "budget", "models"),
     }
     for name, command in commands.items():
         assert len(command.help.splitlines()[0]) > 40, name

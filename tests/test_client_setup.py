@@ -15,7 +15,7 @@ from aecnn.enrolment import FederationFile, read_request
 from aecnn.errors import ConfigError, ManifestError
 from client.paths import SitePaths
 from client.setup import make_folder, public_key_of, rotate_key, write_request
-from client.site import AcceptedConfig, PolicyConfig, ReportConfig, SiteConfig, SiteDataConfig
+from client.site import AcceptedConfig, PolicyConfig, PrivacyPolicyConfig, ReportConfig, SiteConfig, SiteDataConfig
 from client.site_template import site_file_text
 from hospital_in_folder import federation_file, make_hospital
 
@@ -27,6 +27,7 @@ SECTIONS = {
     ("policy",): PolicyConfig,
     ("policy", "report"): ReportConfig,
     ("policy", "accept"): AcceptedConfig,
+    ("policy", "privacy"): PrivacyPolicyConfig,
 }
 KEYS = {key for section in SECTIONS.values() for key in section.model_fields}
 COMMENTED_KEY = re.compile(rf"^( *)# ((?:{'|'.join(KEYS)}):.*)$", re.MULTILINE)
