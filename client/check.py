@@ -109,6 +109,24 @@ def check_disk(folder: Path) -> Outcome:
     return Outcome(check="disk", title="Disk", status=status, summary=f"{free_gb:,.1f} GB free{wanted}")
 
 
+def check_budget(config: SiteConfig, paths: SitePaths) -> list[Outcome]:
+    """Looks at the privacy ledger, where the site file names one: whether it can be trusted, and what is left."""
+    if config.policy is None or config.policy.privacy.ledger_folder is None:
+        return []
+    from client.budget import budget_of  # Opacus behind it takes seconds
+
+    title = "Privacy budget"
+    try:
+        budget = budget_of(paths)
+    except AecnnError as error:
+        return [_outcome("budget", title, _sentences(error))]
+    spent = f"ε {budget.epsilon:.2f} of {budget.limit.max_epsilon:g} spent by the patient who has spent most"
+    if budget.left > 0.0:
+        return [_outcome("budget", title, [], good=spent)]
+    nothing = f"{spent}: no round with differential privacy will be answered"
+    return [Outcome(check="budget", title=title, status="warn", summary=nothing)]
+
+
 def check_code(federation: FederationFile) -> Outcome:
     """Compares the installed code with what the centre accepts."""
     own = code_fingerprint()

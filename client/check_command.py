@@ -16,6 +16,7 @@ from aecnn.data.check.outcome import Outcome, Status, worst
 from aecnn.enrolment import FederationFile
 from aecnn.progress import OnProgress
 from client.check import (
+    check_budget,
     check_centre,
     check_code,
     check_connection,
@@ -81,7 +82,7 @@ def run_checks(
     if config is not None:
         on_check("opening images")
         found, data_report = check_data(config, paths, labels_only=labels_only, on_progress=on_progress)
-        outcomes += [*found, check_disk(paths.folder)]
+        outcomes += [*found, check_disk(paths.folder), *check_budget(config, paths)]
         is_trainable = data_report.status != "fail"
         if report is not None:
             write_page(data_report, report)

@@ -19,16 +19,18 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from aecnn import contract
-from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig, load_config
+from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, PrivacyConfig, TrainingConfig, load_config
 from aecnn.contract import Request
 from aecnn.model.joint import build_model
 from aecnn.model.weights import Weights, weights_of
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
+from aecnn.training.privacy.promise import promise_of
 from client.app import app
 from client.desk import Desk
 from client.guard import ANSWERED
 from client.inventory import inventory_of
+from client.ledger_store import create_ledger
 from client.paths import SitePaths
 from client.policy import check_batches
 from client.refusal import RefusalError
@@ -39,6 +41,7 @@ SPEED_STEPS, WARM_UP_STEPS = 10, 2
 GPU_SIZE_PX, CPU_SIZE_PX = 256, 128
 MIN_PATIENTS = 40  # of the rehearsal, where the hospital has so many
 BATCH_SIZE = 8
+_SAMPLE_RATE = 0.2  # of the rehearsal's patients, where the site requires privacy
 _VALIDATION_FRACTION = float(FederationConfig.model_fields["validation_fraction"].default)
 _NODE_ID, _CENTRE_ID = 2, 1
 
@@ -53,13 +56,22 @@ class Speed:
 
 
 def rehearsal_plan(config: SiteConfig, *, steps: int) -> Plan:
-    """Gives the model to rehearse with: the federation's usual one at a small size, or the first the site accepts."""
+    """Gives the model to rehearse with: the federation's usual one at a small size, or the first the site accepts.
+
+    Where the site requires differential privacy, so does the plan.
+    """
     accepted = config.policy.accept.backbones if config.policy else None
     is_gpu = resolve_device(config.device).type == "cuda"
+    is_private = config.policy is not None and config.policy.accept.requires_privacy
+    noise = max(1.0, (config.policy.privacy.min_noise_multiplier if config.policy else None) or 0.0)
+    privacy = PrivacyConfig(noise_multiplier=noise, sample_rate=_SAMPLE_RATE, total_steps=steps) if is_private else None
+    model = ModelConfig(normalisation="group" if is_private else "batch")
     return Plan(
         images=ImagesConfig(size_px=GPU_SIZE_PX if is_gpu else CPU_SIZE_PX),
-        model=ModelConfig(backbone=accepted[0]) if accepted else ModelConfig(),
-        training=TrainingConfig(batch_size=BATCH_SIZE, local_steps=steps, num_threads=os.cpu_count() or 1),
+        model=model.model_copy(update={"backbone": accepted[0]}) if accepted else model,
+        training=TrainingConfig(
+            batch_size=BATCH_SIZE, local_steps=steps, num_threads=os.cpu_count() or 1, privacy=privacy
+        ),
     )
 
 
@@ -79,12 +91,20 @@ def rehearsal_site(paths: SitePaths) -> Iterator[Path]:
         document["data"]["patients_file"] = "patients.txt"
         if document["policy"] is not None:
             document["policy"]["working_hours"] = None  # to rehearse by day what trains by night
-            document["policy"]["privacy"]["ledger_folder"] = None  # nothing leaves, so nothing is spent
+            document["policy"]["privacy"] |= {"ledger_folder": _ledger_for(folder, config), "max_epsilon": 1e6}
         site = folder / "site.yaml"
         site.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
         yield site
     finally:
         shutil.rmtree(folder)
+
+
+def _ledger_for(folder: Path, config: SiteConfig) -> str | None:
+    """A ledger of the rehearsal's own, where it needs one: nothing leaves, so the hospital's has nothing to pay."""
+    if config.policy is None or not config.policy.accept.requires_privacy:
+        return None
+    create_ledger(folder / "ledger")
+    return str(folder / "ledger")
 
 
 def measure_speed(site: Path) -> Speed:
@@ -97,7 +117,8 @@ def measure_speed(site: Path) -> Speed:
     for steps in (WARM_UP_STEPS, SPEED_STEPS):
         plan = rehearsal_plan(config, steps=steps)
         torch.set_num_threads(plan.training.num_threads)
-        report = train_locally(model, data.loaded, data.train_rows, plan, seed=0, device=device)
+        promise = promise_of(plan, declared_patients=data.train_rows.size)
+        report = train_locally(model, data.loaded, data.train_rows, plan, seed=0, device=device, promise=promise)
     return Speed(report.images_seen / report.seconds, _name_of(device, plan), plan)
 
 

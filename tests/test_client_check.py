@@ -271,6 +271,27 @@ def test_the_last_sign_of_the_supernodes_log_counts(line, state):
     assert node_state(f"INFO: SuperNode ID: 1\n{line}\nINFO :      \n") == state
 
 
+ABSENT = {  # of the contract: what this site file keeps in, and what only a run with differential privacy has
+    "counts": {"positives"},
+    "report": {"noise-multiplier", "sample-rate", "delta", "epsilon"},
+    "histograms": {"noised-counts"},
+}
+
+
+@pytest.mark.slow
+def test_a_site_that_requires_privacy_rehearses_with_it(phantom_64px, tmp_path, threads_kept):
+    paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", min_patients="2", requires_privacy="true")
+    text = paths.site.read_text()
+    paths.site.write_text(text.replace("patients: null", "patients: 30"))
+    found = run_checks(paths.folder, labels_only=True)
+    checks = _by_name(found.outcomes)
+    assert checks["would-leave"].status == "pass"
+    assert checks["budget"].status == "pass"
+    assert "ε 0.00 of 8 spent" in checks["budget"].summary  # the rehearsal spends nothing
+    report = found.would_leave["messages"][1]["records"]["report"]["scalars"]
+    assert set(report) == {"num-images", "num-steps", "noise-multiplier", "sample-rate", "delta", "epsilon"}
+
+
 @pytest.mark.slow
 def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_knows(
     phantom_64px, tmp_path, threads_kept
@@ -289,13 +310,13 @@ def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_
         assert set(message["records"]) == set(wanted)
         for name, record in message["records"].items():
             keys = set(record.get("scalars", {})) | {array["name"] for array in record.get("arrays", ())}
-            assert keys == set(wanted[name]) - ({"positives"} if name == "counts" else set())
+            assert keys == set(wanted[name]) - ABSENT.get(name, set())
     (weights,) = found.would_leave["messages"][1]["records"]["weights"]["arrays"]
     architecture = build_architecture(ModelConfig(backbone="resnet18"), input_size_px=128)
     shapes = {name: list(tensor.shape) for name, tensor in architecture.state_dict().items()}
     assert {tensor["name"]: tensor["shape"] for tensor in weights["tensors"]} == shapes
     assert not paths.audit_log.exists()
-    assert {path.name for path in paths.state.iterdir()} == {"secret", "would-leave.json"}
+    assert {path.name for path in paths.state.iterdir()} == {"secret", "state.sqlite", "would-leave.json"}
 
 
 def test_the_rehearsal_takes_as_many_steps_as_the_floor_of_patients_asks_for(phantom_64px, tmp_path):

@@ -64,7 +64,7 @@ def test_what_is_allowed_passes():
     accept = AcceptedConfig(max_rounds=3, backbones=("resnet18",))
     check_request(accept, _request(round=3), contract.TRAIN)
     check_request(accept, _request(round=4), contract.EVALUATE)  # the last model is judged after the last round
-    check_request(AcceptedConfig(requires_privacy=True), _request(), contract.EVALUATE)
+    check_request(AcceptedConfig(requires_privacy=True), _request(), contract.DELIVER)
 
 
 @pytest.mark.parametrize("name", ["../../etc", "run\n", "r" * 65, "[/x]"])

@@ -97,7 +97,7 @@ def test_a_container_runs_one_of_our_commands_and_only_the_centre_opens_a_port()
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert service["command"][-1] == "/folder"
         mounts = [volume.rsplit(":/", 1)[1] for volume in service["volumes"]]
-        assert mounts == (["folder"] if name == "centre" else ["folder", "data:ro"])
+        assert mounts == (["folder"] if name == "centre" else ["folder", "data:ro", "ledger"])
     (device,) = services["hospital-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "deploy" not in services["hospital"]

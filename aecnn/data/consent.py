@@ -56,7 +56,7 @@ def withdrawn_patients(dataset: DatasetConfig) -> frozenset[str]:
                 path,
                 [f"{path}: the list of withdrawn patients is missing: restore it, or mend data.excluded_patients"],
             )
-        ids = read_list(path).str.partition("#")[0].str.strip()
+        ids = read_list(path).str.replace("#.*", "", regex=True).str.strip()
         odd = ids[ids.str.contains(_NO_ID, regex=True)]
         if len(odd):
             raise ManifestError(
