@@ -21,7 +21,7 @@ from aecnn.errors import ModelError, PrivacyError
 from aecnn.model.backbone import min_batch_size
 from aecnn.model.joint import JointAECNN
 from aecnn.training.batches import Batching, Rows
-from aecnn.training.privacy.entropy import Entropy, SystemEntropy
+from aecnn.training.privacy.entropy import Entropy, SystemEntropy, secret_seed
 from aecnn.training.privacy.promise import Promise
 from aecnn.training.privacy.sampling import PatientRows, sample_patients
 from aecnn.training.resume import LocalCheckpoint, Saver, TrainingState, identity
@@ -64,10 +64,11 @@ def train_locally(
         data: Decoded images with their targets.
         rows: Which images of `data` to train on.
         plan: Input, model and training settings.
-        seed: Decides batches, augmentation and dropout; under differential privacy the last two alone.
+        seed: Decides batches, augmentation and dropout; under differential privacy nothing, for the centre knows it.
         device: Where to compute.
         promise: What the plan's privacy means here (`promise_of`); a plan with privacy is not trained without.
-        entropy: Who is sampled and the noise come from it; None: the operating system. Tests hand in their own.
+        entropy: Under differential privacy who is sampled, augmentation, dropout and the noise come from it; None: the
+            operating system. Tests hand in their own.
         checkpoint: Where the state is kept from time to time. A training that was cut short goes on from there, without
             differential privacy to the bits it would have had; the file is left for the caller to remove.
         on_step: Called after each step with steps done and steps in all.
@@ -113,20 +114,24 @@ def _private_steps(
     data: LoadedImages, rows: Rows, plan: Plan, state: TrainingState, promise: Promise, entropy: Entropy
 ) -> Iterator[None]:
     """Takes the private steps from where the state stands, and yields after each."""
-    from aecnn.training.privacy.step import private_step  # Opacus takes seconds to import: only where it is used
+    from aecnn.training.privacy.step import PrivateStep  # Opacus takes seconds to import: only where it is used
 
     privacy, read = promise.config, _reader(data, plan, state)
     patients = PatientRows.of(data.manifest.table["patient"].tolist(), rows)
-    with private_step(state.model, state.optimizer, plan.training, promise, entropy=entropy) as step:
-        for _ in range(state.steps_done, promise.steps_per_round):
-            sampled = sample_patients(
-                patients,
-                sample_rate=privacy.sample_rate,
-                images_per_patient=privacy.images_per_patient,
-                entropy=entropy,
-            )
-            state.images_seen += step.take(sampled, read)
-            yield
+    step = PrivateStep(state.model, state.optimizer, plan.training, promise, entropy=entropy)
+    # One patient more shifts the draws of all who come after. Whoever knew the draws would see that in all their
+    # gradients, which no clip bounds; unknown, they are the same coins with and without the patient.
+    state.augmentation.manual_seed(secret_seed(entropy))
+    torch.manual_seed(secret_seed(entropy))
+    for _ in range(state.steps_done, promise.steps_per_round):
+        sampled = sample_patients(
+            patients,
+            sample_rate=privacy.sample_rate,
+            images_per_patient=privacy.images_per_patient,
+            entropy=entropy,
+        )
+        state.images_seen += step.take(sampled, read)
+        yield
 
 
 def _initial_state(model: JointAECNN, plan: Plan, *, seed: int, device: torch.device) -> TrainingState:

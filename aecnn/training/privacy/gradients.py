@@ -4,8 +4,7 @@
 compute the gradients of several images at once. Both terms of the loss are in the one gradient, so that they are
 clipped together; where several images of a patient were drawn, it is the mean of theirs.
 
-Shapes: P patients, B images, S pixels a side. A gradient is left as Opacus's optimiser expects it: `grad_sample`
-[P, …] at every parameter that trains.
+Shapes: P patients, B images, S pixels a side. Gradients are one tensor [P, …] for each parameter that trains.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,14 @@ from typing import Any
 
 import torch
 from opacus import GradSampleModule
+from opacus.grad_sample import register_grad_sampler
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from aecnn.config import TrainingConfig
 from aecnn.model.joint import JointAECNN
 from aecnn.model.loss import joint_loss_per_image
+from aecnn.model.normalisation import FrozenNorm2d
 
 _OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__iadd__: torch.add,
@@ -55,80 +56,85 @@ class Images:
     counts: Sequence[int]  # images of each patient, [P]; they add up to B
 
 
-class LoopGradients:
-    """One backward pass a patient.
+Gradients = list[Tensor]  # of every parameter that trains, [P, …]
+
+
+def loop_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -> Iterator[Gradients]:
+    """Yields each patient's gradients [1, …] in turn: one backward pass a patient, and the memory of one.
 
     Args:
         model: In training mode, on its device.
+        batch: Images of some patients.
         training: Loss and precision.
     """
-
-    def __init__(self, model: JointAECNN, training: TrainingConfig) -> None:
-        self._model, self._training = model, training
-        self._parameters = trained(model)
-
-    def leave(self, batch: Images) -> None:
-        """Leaves the patients' gradients [P, …] in `grad_sample`."""
-        gradients: list[list[Tensor]] = [[] for _ in self._parameters]
-        images, targets = torch.split(batch.images, list(batch.counts)), torch.split(batch.targets, list(batch.counts))
-        for own, wanted in zip(images, targets, strict=True):
-            total = _losses(self._model, own, wanted, self._training).sum() / len(own)
-            found = torch.autograd.grad(total, self._parameters, allow_unused=True)
-            for kept, parameter, gradient in zip(gradients, self._parameters, found, strict=True):
-                kept.append(torch.zeros_like(parameter) if gradient is None else gradient)
-        _leave(self._parameters, [torch.stack(kept) for kept in gradients])
+    parameters = trained(model)
+    images, targets = torch.split(batch.images, list(batch.counts)), torch.split(batch.targets, list(batch.counts))
+    for own, wanted in zip(images, targets, strict=True):
+        total = _losses(model, own, wanted, training).sum() / len(own)
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
+        yield [
+            (torch.zeros_like(parameter) if gradient is None else gradient).unsqueeze(0)
+            for parameter, gradient in zip(parameters, found, strict=True)
+        ]
 
 
-class HookGradients:
-    """Opacus's per-sample gradients; use it inside `hooked`.
+def hook_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -> Iterator[Gradients]:
+    """Yields all patients' gradients [P, …] at once, from Opacus's hooks; the model is left without them.
 
     Args:
-        model: The hooked model.
+        model: In training mode, on its device.
+        batch: Images of some patients.
         training: Loss and precision.
     """
-
-    def __init__(self, model: GradSampleModule, training: TrainingConfig) -> None:
-        self._model, self._training = model, training
-        self._parameters = trained(model)
-
-    def leave(self, batch: Images) -> None:
-        """Leaves the patients' gradients [P, …] in `grad_sample`."""
-        for parameter in self._parameters:
-            _put(parameter, None)
+    parameters = trained(model)
+    with _hooked(model) as sampled:
+        # PyTorch warns of a module none of whose inputs has a gradient, such as the first one.
+        images = batch.images.detach().requires_grad_()
         with OutOfPlace():
-            losses = _losses(self._model, batch.images, batch.targets, self._training)
+            losses = _losses(sampled, images, batch.targets, training)
         torch.autograd.backward(losses.sum())
-        _leave(self._parameters, [self._by_patient(parameter, batch.counts) for parameter in self._parameters])
+        gradients = [_by_patient(parameter, batch.counts) for parameter in parameters]
+    yield gradients
 
-    def _by_patient(self, parameter: nn.Parameter, counts: Sequence[int]) -> Tensor:
-        found: Tensor | None = getattr(parameter, "grad_sample", None)
-        if found is None:  # a part of the model that this loss does not reach
-            return torch.zeros((len(counts), *parameter.shape), device=parameter.device)
-        if max(counts) == 1:
-            return found
-        return torch.stack([own.mean(dim=0) for own in torch.split(found, list(counts))])
+
+@register_grad_sampler(FrozenNorm2d)  # type: ignore[untyped-decorator]
+def _frozen_norm(layer: FrozenNorm2d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Gives each image's gradients of scale and shift, [B, C], which Opacus has for no layer with buffers."""
+    features = activations[0]
+    mean, variance = (values.reshape(1, -1, 1, 1) for values in (layer.running_mean, layer.running_var))
+    normalised = (features - mean) * torch.rsqrt(variance + layer.eps)
+    found = {layer.weight: torch.einsum("bchw,bchw->bc", backprops, normalised.to(backprops.dtype))}
+    return found | {layer.bias: backprops.sum(dim=(2, 3))}
+
+
+def _by_patient(parameter: nn.Parameter, counts: Sequence[int]) -> Tensor:
+    found: Tensor | None = getattr(parameter, "grad_sample", None)
+    if found is None:  # a part of the model that this loss does not reach
+        return torch.zeros((len(counts), *parameter.shape), device=parameter.device, dtype=parameter.dtype)
+    if max(counts) == 1:
+        return found
+    return torch.stack([own.mean(dim=0) for own in torch.split(found, list(counts))])
 
 
 @contextmanager
-def hooked(model: JointAECNN) -> Iterator[GradSampleModule]:
-    """Hooks a model up for per-sample gradients, and leaves it as it was."""
-    # Each image's loss is its own, not a share of the batch's mean.
-    sampled = GradSampleModule(model, loss_reduction="sum")
+def _hooked(model: JointAECNN) -> Iterator[GradSampleModule]:
+    """Hooks a model up for per-sample gradients, and leaves it as it was, also where memory ran out half way."""
+    # Each image's loss is its own, not a share of the batch's mean. Strict, Opacus refuses any layer with buffers, for
+    # statistics may mix patients: those of `frozen` normalisation never move, and `batch` is refused with the plan.
+    sampled = GradSampleModule(model, loss_reduction="sum", strict=False)
     try:
         yield sampled
     finally:
         sampled.to_standard_module()
         for parameter in model.parameters():
             parameter.grad = None
-            for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
+            for name in ("grad_sample", "_forward_counter", "_current_grad_sample"):
                 if hasattr(parameter, name):
                     delattr(parameter, name)
-
-
-def leave_nothing(parameters: Sequence[nn.Parameter]) -> None:
-    """Leaves the gradients of no patient, [0, …]: what an empty Poisson batch has."""
-    for parameter in parameters:
-        _put(parameter, torch.zeros((0, *parameter.shape), device=parameter.device, dtype=parameter.dtype))
+        for module in model.modules():
+            for name in ("activations", "max_batch_len"):
+                if hasattr(module, name):
+                    delattr(module, name)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -139,18 +145,4 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 def _losses(model: nn.Module, images: Tensor, targets: Tensor, training: TrainingConfig) -> Tensor:
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
         output = model(images)
-    return joint_loss_per_image(output, images, targets, bce_weight=training.bce_weight).total
-
-
-def _leave(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    """Leaves gradients; a patient's that is not finite becomes zero, for no clip bounds it."""
-    finite = torch.stack([gradient.reshape(len(gradient), -1).isfinite().all(dim=1) for gradient in gradients])
-    good = finite.all(dim=0)  # [P]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if not bool(good.all()):
-            gradient = torch.where(good.reshape(-1, *([1] * (gradient.dim() - 1))), gradient, 0.0)
-        _put(parameter, gradient)
-
-
-def _put(parameter: nn.Parameter, gradient: Tensor | None) -> None:
-    parameter.grad_sample = gradient  # type: ignore[attr-defined]  # where Opacus looks for it
+    return joint_loss_per_image(output, images.detach(), targets, bce_weight=training.bce_weight).total
