@@ -343,6 +343,52 @@ class StrategyConfig(StrictModel):
         return self
 
 
+Clipping = Literal["fixed", "adaptive"]
+
+
+class CentralPrivacyConfig(StrictModel):
+    """Differential privacy of whole hospitals, by noise that the centre adds to their clipped average.
+
+    It needs a centre that is trusted, and many hospitals: noise_multiplier / hospitals is the noise on each weight, in
+    units of the clip.
+    """
+
+    clipping: Clipping = "fixed"  # of a hospital's update, by its norm; adaptive follows a quantile of the norms
+    noise_multiplier: float = Field(gt=0.0)  # in units of the clip, on the sum over the hospitals
+    delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
+    clipping_norm: float | None = Field(default=None, gt=0.0)  # fixed
+    initial_clipping_norm: float | None = Field(default=None, gt=0.0)  # adaptive
+    target_clipped_quantile: float | None = Field(default=None, ge=0.0, le=1.0)  # adaptive: share of updates to clip
+    clip_norm_lr: float | None = Field(default=None, gt=0.0, le=10.0)  # adaptive
+    clipped_count_stddev: float | None = Field(default=None, gt=0.0)  # adaptive: noise on how many were clipped
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.clipping == "fixed":
+            adaptive = ("initial_clipping_norm", "target_clipped_quantile", "clip_norm_lr", "clipped_count_stddev")
+            odd = [key for key in adaptive if getattr(self, key) is not None]
+            if self.clipping_norm is None:
+                raise ValueError("clipping 'fixed' needs clipping_norm: the largest norm that an update keeps")
+        else:
+            odd = ["clipping_norm"] if self.clipping_norm is not None else []
+        if odd:
+            raise ValueError(f"{', '.join(odd)} does not go with clipping {self.clipping!r}: remove it")
+        return self
+
+
+def refuse_noise_on_statistics(federation: "FederationConfig", model: ModelConfig) -> None:
+    """Refuses central privacy for a model whose batch statistics would leave without noise, or turn negative with it.
+
+    Raises:
+        ValueError: Its normalisation has such statistics.
+    """
+    if federation.central_privacy is not None and model.normalisation == "batch":
+        raise ValueError(
+            "model.normalisation is 'batch', whose statistics noise would make negative, and "
+            "federation.central_privacy adds noise to all that is averaged: set normalisation to group or frozen"
+        )
+
+
 class FederationConfig(StrictModel):
     """The centre's side of a run: rounds, who takes part in each, and which round's model is released."""
 
@@ -356,6 +402,16 @@ class FederationConfig(StrictModel):
     validation_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     released_round: Literal["last", "best"] = "best"  # best: by pooled validation AUROC, never by test
     strategy: StrategyConfig = StrategyConfig()
+    central_privacy: CentralPrivacyConfig | None = None
+
+    @model_validator(mode="after")
+    def _privacy_is_averaged(self) -> Self:
+        if self.central_privacy is not None and self.strategy.name != "fedavg":
+            raise ValueError(
+                f"central_privacy is accounted for an average, and strategy.name is {self.strategy.name!r}: "
+                "set it to fedavg"
+            )
+        return self
 
 
 class SimulationConfig(StrictModel):
@@ -374,6 +430,7 @@ class SimulationConfig(StrictModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         refuse_mixed_patients(self.model, self.training)
+        refuse_noise_on_statistics(self.federation, self.model)
         if self.model.normalisation == "batch" and self.training.batch_size == 1:
             raise ValueError("training.batch_size is 1 and model.normalisation 'batch' needs 2: raise it, or use group")
         hospitals = self.partition.num_hospitals or len(self.partition.sizes or ())

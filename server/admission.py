@@ -7,6 +7,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from aecnn.config import Plan
 from aecnn.contract import (
     REFUSED_COUNTS,
     REFUSED_FORM,
@@ -19,11 +20,13 @@ from aecnn.contract import (
     told_names,
 )
 from server.members import Enrolled
+from server.privacy import fault_of_report
 from server.spool import SpooledWeights
 from server.wire import Answer
 from server.words import counted
 
 MIN_NORMS = 3  # that have a median which is not one of two, or between them
+LARGEST_NORM = 1e15  # of an update that is clipped: its squares are numbers in single precision
 MAX_COUNTER = 2**40  # no training counts so many batches; far from where a sum of such counters overflows
 
 
@@ -77,7 +80,7 @@ def fault_of_joining(answer: Answer, *, accepted: Collection[str], enrolled: Enr
 
 
 def fault_of_judgement(
-    answer: Answer, *, round_number: int, accepted: Collection[str], counts: HospitalCounts
+    answer: Answer, *, round_number: int, accepted: Collection[str], counts: HospitalCounts, plan: Plan, is_judged: bool
 ) -> Fault | None:
     """Gives why an answer's origin or its validation figures are refused, or None.
 
@@ -86,6 +89,8 @@ def fault_of_judgement(
         round_number: The round it must answer.
         accepted: Code fingerprints that may take part.
         counts: What the hospital declared when it joined.
+        plan: The run's.
+        is_judged: Whether the model that arrived was to be judged; under privacy only in some rounds.
     """
     origin = answer.origin
     if origin.round != round_number:
@@ -93,6 +98,10 @@ def fault_of_judgement(
     fault = _fault_of_code(answer, accepted)
     if fault is not None:
         return fault
+    if plan.training.privacy is not None:
+        return _fault_of_private_judgement(answer, is_judged=is_judged)
+    if answer.noised is not None:
+        return Fault(REFUSED_FORM, "gives noised counts, and the plan has no differential privacy")
     declared = counts.num_validation_images  # there may be fewer: patients withdraw during a run
     if answer.validation is not None and answer.validation.num_images > declared:
         claimed = answer.validation.num_images
@@ -105,12 +114,22 @@ def fault_of_judgement(
     return None
 
 
-def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWeights) -> Fault | None:
+def _fault_of_private_judgement(answer: Answer, *, is_judged: bool) -> Fault | None:
+    """Under privacy there are noised counts or nothing: no sums, and no check of counts, which noise moves."""
+    if answer.validation is not None or answer.histogram is not None:
+        return Fault(REFUSED_FORM, "gives validation figures without noise, and the plan has differential privacy")
+    if answer.noised is not None and not is_judged:
+        return Fault(REFUSED_FORM, "gives noised counts in a round in which the plan asks for none")
+    return None
+
+
+def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWeights, plan: Plan) -> Fault | None:
     """Gives why an answer's trained weights may not enter the average by their form, or None.
 
     Args:
         answer: What arrived.
         counts: What the hospital declared when it joined.
+        plan: The run's.
         model: The global weights that were sent: the names, shapes and dtypes an update must have.
     """
     if answer.report is None or answer.weights is None:
@@ -119,6 +138,9 @@ def fault_of_update(answer: Answer, *, counts: HospitalCounts, model: SpooledWei
     if claimed > counts.num_train_images:
         declared = counts.num_train_images
         return Fault(REFUSED_COUNTS, f"claims {claimed} training images, and declared {declared} when it joined")
+    odd_privacy = fault_of_report(answer.report, counts=counts, plan=plan)
+    if odd_privacy is not None:
+        return Fault(REFUSED_FORM, odd_privacy)
     found, expected = answer.weights.tensors, model.tensors
     if set(found) != set(expected):
         odd = sorted(set(found) ^ set(expected))
@@ -135,7 +157,7 @@ def faults_of_values(
     updates: Mapping[str, SpooledWeights],
     *,
     model: SpooledWeights,
-    max_norm_ratio: float,
+    max_norm_ratio: float | None,
     earlier_norms: Sequence[float] = (),
 ) -> Looked:
     """Gives why updates of the right form may not enter the average; two models in memory at most.
@@ -147,7 +169,8 @@ def faults_of_values(
     Args:
         updates: By hospital.
         model: The global weights that were sent.
-        max_norm_ratio: Of an update's norm to the median.
+        max_norm_ratio: Of an update's norm to the median; None: norms are not compared. Under central privacy they are
+            clipped instead: what one hospital sends must not decide who else is averaged.
         earlier_norms: Median norms of the run's last rounds.
     """
     faults: dict[str, Fault] = {}
@@ -161,10 +184,14 @@ def faults_of_values(
     moving = [norm for norm in norms.values() if norm > 0.0]
     yardstick, whose = (moving, "round's") if len(moving) >= MIN_NORMS else (earlier_norms, "earlier rounds'")
     middle = median(yardstick) if yardstick else np.inf
-    too_far = {name: norm for name, norm in norms.items() if not norm <= max_norm_ratio * middle}
+    allowed = LARGEST_NORM if max_norm_ratio is None else max_norm_ratio * middle
+    too_far = {name: norm for name, norm in norms.items() if not norm <= allowed}
     for name, norm in too_far.items():
-        reason = f"its update's norm {norm:.4g} is {norm / middle:.1f} times the {whose} median, "
-        faults[name] = Fault(REFUSED_NORM, f"{reason}and {max_norm_ratio:g} are allowed")
+        reason = f"its update's norm {norm:.4g} is more than can be clipped"
+        if max_norm_ratio is not None:
+            reason = f"its update's norm {norm:.4g} is {norm / middle:.1f} times the {whose} median, "
+            reason += f"and {max_norm_ratio:g} are allowed"
+        faults[name] = Fault(REFUSED_NORM, reason)
     return Looked(faults, {name: norm for name, norm in norms.items() if name not in too_far})
 
 

@@ -107,15 +107,31 @@ def _run(run: Run, *, expected_nodes: int) -> None:
     if settings.test_data is not None and held_out is None:
         held_out = HeldOut.read(settings.test_data, settings.plan)
     test = None if held_out is None else score_on_test(folder, held_out)
-    write_model_card(folder, settings, run.members, released, test)
-    run.append(end_event(status="completed", released_round=released.round_number, seconds=run.seconds, reason=None))
+    write_model_card(folder, settings, run.members, released, test, privacy=run.spending.by_hospital())
+    run.append(
+        end_event(
+            status="completed",
+            released_round=released.round_number,
+            seconds=run.seconds,
+            reason=None,
+            privacy=run.spending.by_hospital(),
+        )
+    )
     write_report(folder.path)
     run.commit(replace(run.progress, phase="delivering"))
 
 
 def _fail(run: Run, error: AecnnError) -> None:
     """Says in the history and the report why the run ended; started again, it goes on after its last finished round."""
-    run.append(end_event(status="failed", released_round=None, seconds=run.seconds, reason=str(error)))
+    run.append(
+        end_event(
+            status="failed",
+            released_round=None,
+            seconds=run.seconds,
+            reason=str(error),
+            privacy=run.spending.by_hospital(),
+        )
+    )
     run.commit(run.progress)
     run.spool.remove()
     run.show(replace(run.board.status, phase="failed", deadline_at=None, reason=str(error)))

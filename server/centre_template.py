@@ -39,6 +39,17 @@ federation:
     # server_momentum: 0.9        # fedavgm
     # trimmed_fraction: 0.2       # fedtrimmedavg: from either end
     # num_malicious: 1            # krum
+  # Differential privacy of whole hospitals: the centre, which must be trusted, clips each hospital's update and adds
+  # noise to their average. It takes many hospitals, strategy fedavg, and normalisation group or frozen.
+  # central_privacy:
+  #   noise_multiplier: 4.5       # in units of the clip; divided by the hospitals it is the noise on each weight
+  #   delta: 1.0e-5
+  #   clipping: fixed             # or adaptive: follows a quantile of the updates' norms
+  #   clipping_norm: 1.0          # fixed
+  #   initial_clipping_norm: 0.1  # adaptive
+  #   target_clipped_quantile: 0.5  # adaptive: share of the updates that are to be clipped
+  #   clip_norm_lr: 0.2           # adaptive: how fast the clip follows
+  #   clipped_count_stddev: 3.0   # adaptive: noise on how many were clipped; unset: hospitals / 20
 
 images:
   size_px: 256                    # the paper: 1024
@@ -65,6 +76,23 @@ training:                       # at each hospital, in each round
   precision: fp32                 # or bf16
   channels_last: false
   num_threads: 2
+  # Differential privacy of each patient (add or remove one, with all radiographs): needs local_steps in place of
+  # local_epochs, and normalisation group or frozen. `aecnn plan-privacy` tells what a plan costs.
+  # privacy:
+  #   epsilon: 8                  # of all local steps of the plan; give this or noise_multiplier
+  #   noise_multiplier: 1.1       # in units of max_grad_norm
+  #   delta: null                 # null: min(1e-5, 1/(10·patients)) at each hospital
+  #   max_grad_norm: 1.0          # a patient's gradient is clipped to it
+  #   sample_rate: 0.05           # of each patient, in each step
+  #   images_per_patient: 1       # drawn of a sampled patient
+  #   total_steps: null           # null: local_steps × num_rounds
+  #   gradients: auto             # of each patient: loop or hooks
+  #   accountant: prv             # or rdp: looser
+  #   evaluation:                 # without it no validation figure leaves a hospital
+  #     epsilon: 4                # of all evaluations together
+  #     images_per_patient: 1     # counted at most, of each patient
+  #     every_rounds: 5           # and after the last round
+  #     total_evaluations: null   # null: as the rounds say
 
 # A test set of the centre's own, scored after every round and at the end; never chosen by.
 # test_data:

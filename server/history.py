@@ -9,6 +9,7 @@ from aecnn.contract import HospitalCounts, RoundReport, ValidationReport
 from aecnn.evaluation.auroc import macro_mean
 from aecnn.evaluation.histogram import pooled
 from aecnn.evaluation.metrics import Metrics, null_if_nan
+from aecnn.evaluation.noised import auroc_of_noised
 from aecnn.findings import FINDINGS
 from server.run_folder import now_iso
 from server.wire import Answer
@@ -16,15 +17,24 @@ from server.wire import Answer
 Event = dict[str, Any]
 
 
-def start_event(run: str, run_id: str, hospitals: Mapping[str, HospitalCounts], *, refused: Mapping[str, str]) -> Event:
+def start_event(
+    run: str,
+    run_id: str,
+    hospitals: Mapping[str, HospitalCounts],
+    *,
+    refused: Mapping[str, str],
+    is_private: bool = False,
+    central_privacy: Event | None = None,
+) -> Event:
     """Who takes part, and with how much; who may not, and why. Hospitals know the run by its id."""
     return {
         "event": "start",
         "run": run,
         "run_id": run_id,
         "started_at": now_iso(),
-        "hospitals": {name: _counts(counts) for name, counts in sorted(hospitals.items())},
+        "hospitals": {name: counts_told(counts, is_private=is_private) for name, counts in sorted(hospitals.items())},
         "refused": dict(refused),
+        **({} if central_privacy is None else {"central_privacy": central_privacy}),
     }
 
 
@@ -33,9 +43,10 @@ def resume_event(round_number: int, hospitals: Sequence[str]) -> Event:
     return {"event": "resume", "round": round_number, "hospitals": list(hospitals), "at": now_iso()}
 
 
-def joined_event(hospital: str, counts: HospitalCounts, round_number: int) -> Event:
+def joined_event(hospital: str, counts: HospitalCounts, round_number: int, *, is_private: bool) -> Event:
     """A hospital that came late, and the round from which it takes part."""
-    return {"event": "joined", "hospital": hospital, "counts": _counts(counts), "round": round_number}
+    told = counts_told(counts, is_private=is_private)
+    return {"event": "joined", "hospital": hospital, "counts": told, "round": round_number}
 
 
 def left_event(hospital: str, reason: str, round_number: int) -> Event:
@@ -67,27 +78,39 @@ def delivered_event(hospitals: Sequence[str]) -> Event:
 def validation_event(round_number: int, answers: Sequence[Answer]) -> Event:
     """How the global model after a round scores on all hospitals' validation images, pooled by adding.
 
-    A hospital may keep its sums or its histogram to itself: each is pooled over those that gave it.
+    A hospital may keep its sums or its histogram to itself: each is pooled over those that gave it. Under differential
+    privacy the pooled histogram has the noise of all that gave it.
     """
     areas, bounds = np.full(len(FINDINGS), np.nan), np.full(len(FINDINGS), np.nan)
+    noised = [answer.noised for answer in answers if answer.noised is not None]
+    if noised:
+        areas = auroc_of_noised(np.sum(noised, axis=0))
     histograms = [answer.histogram for answer in answers if answer.histogram is not None]
     if histograms:
         histogram = pooled(histograms)
         areas, bounds = histogram.auroc(), histogram.auroc_error_bound()
-    judged = [answer for answer in answers if answer.validation is not None or answer.histogram is not None]
+    judged = [answer for answer in answers if _has_judged(answer)]
     return {
         "event": "validation",
         "round": round_number,
+        **({"is_noised": True} if noised else {}),
         "macro_auroc": null_if_nan(macro_mean(areas)),
         "macro_auroc_error_bound": null_if_nan(macro_mean(bounds)),  # what binning can have moved it by
         "findings": {name: null_if_nan(area) for name, area in zip(FINDINGS, areas, strict=True)},
         **_mean_losses([answer.validation for answer in judged if answer.validation is not None]),
+        **({"num_images": None} if noised else {}),  # nobody tells how many
         "hospitals": {answer.origin.hospital: _validation_of_one(answer) for answer in judged},
     }
 
 
-def answer_event(round_number: int, answer: Answer) -> Event:
-    """One hospital's answer as it comes, before admission; for those who follow the run."""
+def answer_event(round_number: int, answer: Answer, *, cost: Event | None) -> Event:
+    """One hospital's answer as it comes, before admission; for those who follow the run.
+
+    Args:
+        round_number: What it answers.
+        answer: What came.
+        cost: What it cost the patients in privacy (`server.privacy.cost_of`); None where that is nothing.
+    """
     return {
         "event": "answer",
         "round": round_number,
@@ -95,6 +118,7 @@ def answer_event(round_number: int, answer: Answer) -> Event:
         "training": None if answer.report is None else _training_of_one(answer.report),
         "validation": _validation_of_one(answer),
         "bytes": _num_bytes(answer),
+        **({} if cost is None else {"cost": cost}),
     }
 
 
@@ -107,8 +131,14 @@ def round_event(
     seconds: float,
     refused: Mapping[str, str],
     missing: Sequence[str],
+    privacy: Mapping[str, Event],
+    central_privacy: Event | None = None,
 ) -> Event:
-    """What each hospital trained in a round, who was refused and why, and who did not answer."""
+    """What each hospital trained in a round, who was refused and why, and who did not answer.
+
+    Of privacy it has what each hospital's patients have spent so far, whether averaged or not, and what the centre's
+    own noise amounts to.
+    """
     return {
         "event": "round",
         "round": round_number,
@@ -121,11 +151,20 @@ def round_event(
         "bytes": {answer.origin.hospital: _num_bytes(answer) for answer in answers},  # of weights, as they came
         "refused": dict(refused),
         "missing": list(missing),
+        **({"privacy": dict(privacy)} if privacy else {}),
+        **({} if central_privacy is None else {"central_privacy": central_privacy}),
     }
 
 
-def end_event(*, status: str, released_round: int | None, seconds: float, reason: str | None) -> Event:
-    """How the run ended; status is ``completed`` or ``failed``."""
+def end_event(
+    *,
+    status: str,
+    released_round: int | None,
+    seconds: float,
+    reason: str | None,
+    privacy: Mapping[str, Event],
+) -> Event:
+    """How the run ended, and what it cost in privacy; status is ``completed`` or ``failed``."""
     return {
         "event": "end",
         "status": status,
@@ -133,6 +172,7 @@ def end_event(*, status: str, released_round: int | None, seconds: float, reason
         "finished_at": now_iso(),
         "seconds": seconds,
         "reason": reason,
+        **({"privacy": dict(privacy)} if privacy else {}),
     }
 
 
@@ -150,6 +190,8 @@ def _training_of_one(report: RoundReport) -> Event:
 
 def _validation_of_one(answer: Answer) -> Event:
     shown: Event = {}
+    if answer.noised is not None:
+        shown["macro_auroc"] = null_if_nan(macro_mean(auroc_of_noised(answer.noised)))
     if answer.histogram is not None:
         shown["macro_auroc"] = null_if_nan(macro_mean(answer.histogram.auroc()))
     if answer.validation is not None:
@@ -157,8 +199,12 @@ def _validation_of_one(answer: Answer) -> Event:
     return shown
 
 
-def _counts(counts: HospitalCounts) -> Event:
+def counts_told(counts: HospitalCounts, *, is_private: bool) -> Event:
+    """Gives what a hospital tells of its size; under privacy a declared number of patients, and None for the rest."""
     positives = counts.positives
+    if is_private:
+        told = dict.fromkeys(("num_train_images", "num_validation_images", "num_validation_patients"))
+        return {**told, "num_train_patients": counts.num_train_patients, "num_skipped_images": None, "positives": None}
     return {
         "num_train_images": counts.num_train_images,
         "num_train_patients": counts.num_train_patients,
@@ -167,6 +213,10 @@ def _counts(counts: HospitalCounts) -> Event:
         "num_skipped_images": counts.num_skipped_images,
         "positives": None if positives is None else dict(zip(FINDINGS, positives, strict=True)),
     }
+
+
+def _has_judged(answer: Answer) -> bool:
+    return any(part is not None for part in (answer.validation, answer.histogram, answer.noised))
 
 
 def _num_bytes(answer: Answer) -> int:

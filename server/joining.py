@@ -1,6 +1,7 @@
 """Who takes part: hospitals that come online are asked who they are, before the first round and beside all others."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +9,13 @@ from dataclasses import replace
 from aecnn.contract import JOIN, HospitalCounts
 from aecnn.errors import FederationError
 from server.admission import fault_of_joining
+from server.central_privacy import planned_central
 from server.exchange import POLL_INTERVAL_S, Asking
-from server.history import joined_event, start_event
+from server.history import Event, joined_event, start_event
 from server.members import Enrolled, Member
 from server.run import Run, reasons
 from server.status import iso_in
+from server.strategy import is_parameter
 from server.wire import Answer, AnswerError
 from server.words import counted
 
@@ -94,7 +97,7 @@ class Reception:
             return
         run.arrived[hospital] = Member(outcome.counts)
         if self._has_started:
-            run.append(joined_event(hospital, outcome.counts, from_round))
+            run.append(joined_event(hospital, outcome.counts, from_round, is_private=run.is_private))
 
     def _fault(self, answer: Answer) -> str | None:
         run, hospital = self._run, answer.origin.hospital
@@ -145,10 +148,30 @@ def _begin_rounds(run: Run, reception: Reception) -> None:
         told = "".join(f"\n  - {reason}" for reason in absent(run, reception))
         raise FederationError(f"{counted(found, 'hospital')} joined, and {needed} are needed{told}")
     counts: dict[str, HospitalCounts] = {name: member.counts for name, member in run.arrived.items()}
-    run.append(start_event(run.settings.name, run.progress.run_id, counts, refused=reception.declined))
+    planned = _planned_central(run, num_hospitals=found)
+    run.append(
+        start_event(
+            run.settings.name,
+            run.progress.run_id,
+            counts,
+            refused=reception.declined,
+            is_private=run.is_private,
+            central_privacy=planned,
+        )
+    )
+    if planned is not None and planned["warning"]:
+        log.warning("Central privacy: %s", planned["warning"])
     run.admit_arrived()
     reception.started()
     run.commit(replace(run.progress, phase="rounds"), weights=run.model.path.read_bytes())
+
+
+def _planned_central(run: Run, *, num_hospitals: int) -> Event | None:
+    central = run.settings.federation.central_privacy
+    if central is None:
+        return None
+    trained = [math.prod(t.shape) for name, t in run.model.tensors.items() if is_parameter(name, t.dtype)]
+    return planned_central(central, run.settings.federation, num_hospitals=num_hospitals, num_weights=sum(trained))
 
 
 def wait_for_quorum(

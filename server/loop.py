@@ -20,11 +20,13 @@ from aecnn.model.weights import pack_weights
 from aecnn.training.seeds import derive_seed
 from server.admission import Fault, by_name, fault_of_judgement, fault_of_update, faults_of_values, reasons_of
 from server.average import Update
+from server.central_privacy import aggregate_with_noise, clip_of, spent_centrally
 from server.exchange import REVOKED, Collected, Envelope
 from server.held_out import HeldOut
-from server.history import answer_event, attempt_event, round_event, test_event, validation_event
+from server.history import Event, attempt_event, round_event, test_event, validation_event
 from server.joining import Reception, absent, wait_for_quorum
 from server.members import with_refusals
+from server.privacy import is_judged_in
 from server.run import Run, reasons
 from server.status import iso_in
 from server.store import Candidate
@@ -114,6 +116,7 @@ def _ask(run: Run, reception: Reception, under_way: Round, attempt: int) -> None
     under_way.chosen = _participants(run, names, under_way, attempt)
     record = run.model_record()
     envelopes: dict[str, Envelope] = {}
+    names = names if _is_judged(run, number) else sorted(under_way.chosen)  # under privacy not all judge each model
     for name in names:
         answer = under_way.answers.get(name)
         if answer is None or (name in under_way.chosen and answer.weights is None):
@@ -141,7 +144,7 @@ def _collect(run: Run, reception: Reception, envelopes: dict[str, Envelope], und
     number = under_way.number
 
     def on_answer(answer: Answer) -> None:
-        run.append(answer_event(number, answer))
+        run.append_answer(number, answer)
         status = run.board.status
         run.show(replace(status, answered=tuple(sorted({*status.answered, answer.origin.hospital}))))
 
@@ -167,17 +170,25 @@ def _admit(run: Run, under_way: Round, arrived: dict[str, Answer]) -> None:
     """Sorts the answers that arrived into admitted and refused; all updates of the round are compared."""
     for name, answer in sorted(arrived.items()):
         counts = run.members[name].counts
-        fault = fault_of_judgement(answer, round_number=under_way.number, accepted=run.accepted, counts=counts)
+        fault = fault_of_judgement(
+            answer,
+            round_number=under_way.number,
+            accepted=run.accepted,
+            counts=counts,
+            plan=run.settings.plan,
+            is_judged=_is_judged(run, under_way.number),
+        )
         if fault is None and name in under_way.chosen:
-            fault = fault_of_update(answer, counts=counts, model=run.model)
+            fault = fault_of_update(answer, counts=counts, model=run.model, plan=run.settings.plan)
         if fault is None:
             under_way.answers[name] = answer
         else:
             under_way.refused[name] = fault
+    settings = run.settings.federation
     looked = faults_of_values(
         {update.hospital: update.weights for update in under_way.updates},
         model=run.model,
-        max_norm_ratio=run.settings.federation.max_update_norm_ratio,
+        max_norm_ratio=settings.max_update_norm_ratio if settings.central_privacy is None else None,
         earlier_norms=run.progress.norms,
     )
     under_way.median_norm = looked.median_norm
@@ -193,16 +204,9 @@ def _admit(run: Run, under_way: Round, arrived: dict[str, Answer]) -> None:
 def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) -> None:
     """Averages, judges, writes the history, and commits all of it in one step."""
     number, updates = under_way.number, under_way.updates
-    aggregated = aggregate(
-        run.settings.federation.strategy,
-        updates,
-        model=run.model,
-        state=run.store.strategy_state(),
-        round_number=number,
-    )
+    aggregated, central = _aggregated(run, updates, number)
     answers = by_name(under_way.answers)
-    judged = validation_event(number - 1, answers)
-    run.append(judged)
+    judged_macro_auroc = _tell_validation(run, number - 1, answers)
     run.append(
         round_event(
             number,
@@ -212,13 +216,40 @@ def _finish(run: Run, under_way: Round, attempt: int, held_out: HeldOut | None) 
             seconds=run.seconds - under_way.begin,
             refused=reasons_of(under_way.refused),
             missing=under_way.missing,
+            privacy=run.spending.by_hospital(),
+            central_privacy=central,
         )
     )
     if held_out is not None:
         run.show(replace(run.board.status, phase="testing", deadline_at=None))
         run.append(test_event(number, held_out.score(aggregated.weights).metrics))
-    _commit(run, under_way, aggregated, judged_macro_auroc=judged["macro_auroc"])
+    _commit(run, under_way, aggregated, judged_macro_auroc=judged_macro_auroc)
     run.spool.forget_round(number)
+
+
+def _aggregated(run: Run, updates: list[Update], number: int) -> tuple[Aggregated, Event | None]:
+    """The next global model, and what noise of the centre's own has cost by now, where there is any."""
+    settings, state = run.settings.federation, run.store.strategy_state()
+    central = settings.central_privacy
+    if central is None:
+        return aggregate(settings.strategy, updates, model=run.model, state=state, round_number=number), None
+    aggregated = aggregate_with_noise(central, updates, model=run.model, state=state, round_number=number)
+    spent = spent_centrally(central, num_rounds=number, num_updates=len(updates), clip=clip_of(central, state))
+    return aggregated, spent
+
+
+def _tell_validation(run: Run, number: int, answers: list[Answer]) -> float | None:
+    """Adds to the history how the model after a round was judged; under privacy most rounds are not judged at all."""
+    if run.is_private and all(answer.noised is None for answer in answers):
+        return None
+    judged = validation_event(number, answers)
+    run.append(judged)
+    macro_auroc: float | None = judged["macro_auroc"]
+    return macro_auroc
+
+
+def _is_judged(run: Run, number: int) -> bool:
+    return is_judged_in(number, plan=run.settings.plan, num_rounds=run.settings.federation.num_rounds)
 
 
 def _commit(run: Run, under_way: Round, aggregated: Aggregated, *, judged_macro_auroc: float | None) -> None:
@@ -245,7 +276,7 @@ def _close(run: Run) -> None:
     """Has every hospital judge the final model, and settles which model is released."""
     settings = run.settings.federation
     number = settings.num_rounds + 1
-    record, names = run.model_record(), run.present()
+    record, names = run.model_record(), run.present() if _is_judged(run, number) else []
     envelopes = {name: run.envelope(EVALUATE, number, hospital=name, arrays=record) for name in names}
     deadline_at = iso_in(settings.round_timeout_s)
     run.show(
@@ -255,14 +286,13 @@ def _close(run: Run) -> None:
         envelopes,
         round_number=number,
         timeout_s=settings.round_timeout_s,
+        on_answer=lambda answer: run.append_answer(number, answer) if answer.noised is not None else None,
         on_left=lambda name, reason: run.remove(name, reason, round_number=number),
         alongside=run.show_online,
     )
     closing = Round(number, run.seconds, refused=dict(collected.refused), missing=collected.missing)
     _admit(run, closing, collected.answers)
-    judged = validation_event(settings.num_rounds, by_name(closing.answers))
-    run.append(judged)
-    final = Candidate(settings.num_rounds, judged["macro_auroc"])
+    final = Candidate(settings.num_rounds, _tell_validation(run, settings.num_rounds, by_name(closing.answers)))
     candidate = final if settings.released_round == "last" else better(run.progress.candidate, final)
     run.commit(replace(run.progress, phase="released", candidate=candidate), promotes=candidate is final)
 

@@ -3,6 +3,7 @@
 It holds what the run knows and nothing else: counts by hospital, never an image or a patient.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.report.basis import SMALL_NUM_IMAGES, Basis, validation_basis, validation_of
 from aecnn.evaluation.report.history import history_of
 from aecnn.findings import FINDINGS
+from server.central_privacy import epsilon_of_rounds
+from server.history import Event, counts_told
 from server.members import Member
+from server.privacy import ADJACENCY, epsilon_named, spent_in_words
 from server.run_folder import RunFolder, now_iso
 from server.settings import RunSettings
 from server.store import Candidate
@@ -32,10 +36,22 @@ def write_model_card(
     members: Mapping[str, Member],
     released: Candidate,
     test: Metrics | None,
+    *,
+    privacy: Mapping[str, Event],
 ) -> None:
-    """Writes ``model_card.json`` and the same in words, ``model_card.md``."""
+    """Writes ``model_card.json`` and the same in words, ``model_card.md``.
+
+    Args:
+        folder: The run's.
+        settings: The run's.
+        members: Who took part.
+        released: The round whose model is released.
+        test: How it scores on the centre's test images, where it has some.
+        privacy: What each hospital's patients have spent (`server.privacy.Spending`); empty without.
+    """
     validation = _validation(folder, released)
     card = _card(settings, members, released, validation=validation, test=test)
+    card["privacy"] = _privacy(settings, privacy)
     folder.write_json(CARD_JSON, card)
     folder.write_text(CARD_MARKDOWN, _in_words(card, settings.plan, settings.federation))
 
@@ -48,6 +64,7 @@ def _validation(folder: RunFolder, released: Candidate) -> dict[str, Any]:
     return {
         "macro_auroc": released.validation_macro_auroc,
         "macro_auroc_error_bound": None if event is None else event.macro_auroc_error_bound,
+        "is_noised": event is not None and event.is_noised,
         "num_images": None if basis is None else basis.num_images,
         "num_patients": None if basis is None else basis.num_patients,
         "num_hospitals": None if basis is None else basis.num_hospitals,
@@ -63,14 +80,14 @@ def _card(
     validation: dict[str, Any],
     test: Metrics | None,
 ) -> dict[str, Any]:
+    is_private = settings.plan.training.privacy is not None
     hospitals = {
         name: {
-            "num_train_images": member.counts.num_train_images,
-            "num_train_patients": member.counts.num_train_patients,
-            "num_validation_images": member.counts.num_validation_images,
-            "num_validation_patients": member.counts.num_validation_patients,
-            "left": member.left,
+            key: told
+            for key, told in counts_told(member.counts, is_private=is_private).items()
+            if key not in ("num_skipped_images", "positives")
         }
+        | {"left": member.left}
         for name, member in sorted(members.items())
     }
     return {
@@ -95,12 +112,68 @@ def _card(
     }
 
 
+def _privacy(settings: RunSettings, spent: Mapping[str, Event]) -> Event:
+    """What was promised and spent: of each patient by hospital, and of whole hospitals by noise at the centre."""
+    central, num_rounds = settings.federation.central_privacy, settings.federation.num_rounds
+    epsilon = None if central is None else epsilon_of_rounds(central, num_rounds)
+    return {
+        "patients": {
+            "adjacency": ADJACENCY,
+            "largest": spent_in_words(spent),
+            "hospitals": {name: dict(of_one) for name, of_one in spent.items()},
+        }
+        if spent
+        else None,
+        "hospitals": {
+            "adjacency": "one hospital added or removed; of the weights alone",
+            "epsilon": epsilon if epsilon is not None and math.isfinite(epsilon) else None,
+            "delta": central.delta,
+            "noise_multiplier": central.noise_multiplier,
+            "rounds": num_rounds,
+        }
+        if central is not None
+        else None,
+    }
+
+
+def _privacy_in_words(privacy: Event) -> list[str]:
+    patients, hospitals = privacy["patients"], privacy["hospitals"]
+    if patients is None and hospitals is None:
+        return ["Trained without differential privacy: the weights may tell of single patients."]
+    lines = []
+    if patients is not None:
+        lines += [
+            f"Each hospital trained with differential privacy of its patients ({patients['adjacency']}, with all their "
+            "radiographs). In this run their weights cost:",
+            "",
+            "| hospital | ε | δ | noise multiplier | sample rate | steps | ε of the validation patients |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+            *(
+                f"| {name} | {epsilon_named(spent['epsilon'])} | {spent['delta']:.3g} | "
+                f"{_figure(spent['noise_multiplier'])} | {_figure(spent['sample_rate'])} | {spent['steps']} | "
+                f"{epsilon_named(spent['evaluation_epsilon']) if spent['evaluations'] else '–'} |"
+                for name, spent in patients["hospitals"].items()
+            ),
+            "",
+            "Numbers of patients are declared, rounded as each hospital likes; nothing else of them was told.",
+        ]
+    if hospitals is not None:
+        lines += [""] * bool(lines) + [
+            "The centre added noise to the clipped average of the hospitals: "
+            f"ε {epsilon_named(hospitals['epsilon'])} at δ {hospitals['delta']:.3g} "
+            f"({hospitals['adjacency']}; {hospitals['rounds']} rounds, noise multiplier "
+            f"{hospitals['noise_multiplier']:.4g}). Counts and figures of hospitals are not covered by it."
+        ]
+    return lines
+
+
 def _in_words(card: dict[str, Any], plan: Plan, federation: FederationConfig) -> str:
+    chosen = _how_chosen(card, federation)
     return "\n".join(
         [
             f"# {card['run']}: joint AE-CNN",
             "",
-            f"The model after round {card['released_round']} of {federation.num_rounds}, {_how_chosen(federation)}. "
+            f"The model after round {card['released_round']} of {federation.num_rounds}, {chosen}. "
             f"Its weights are in `{card['file']}`; read them with `aecnn describe --checkpoint {card['file']}`.",
             "",
             "## Model",
@@ -116,6 +189,10 @@ def _in_words(card: dict[str, Any], plan: Plan, federation: FederationConfig) ->
             "",
             f"Weights were averaged with `{card['strategy']}`; images never left a hospital.",
             "",
+            "## Privacy",
+            "",
+            *_privacy_in_words(card["privacy"]),
+            "",
             "## Figures",
             "",
             *_figures(card["figures"]),
@@ -128,16 +205,17 @@ def _in_words(card: dict[str, Any], plan: Plan, federation: FederationConfig) ->
     )
 
 
-def _how_chosen(federation: FederationConfig) -> str:
-    if federation.released_round == "last":
+def _how_chosen(card: dict[str, Any], federation: FederationConfig) -> str:
+    if federation.released_round == "last" or card["figures"]["validation_macro_auroc"] is None:
         return "the last"
     return "the best by the hospitals' pooled validation AUROC"
 
 
 def _table_of_hospitals(hospitals: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = [
-        f"| {name}{' (left)' if counts['left'] else ''} | {counts['num_train_images']} | "
-        f"{counts['num_train_patients']} | {counts['num_validation_images']} | {counts['num_validation_patients']} |"
+        f"| {name}{' (left)' if counts['left'] else ''} | {_figure(counts['num_train_images'])} | "
+        f"{_figure(counts['num_train_patients'])} | {_figure(counts['num_validation_images'])} | "
+        f"{_figure(counts['num_validation_patients'])} |"
         for name, counts in hospitals.items()
     ]
     head = "| hospital | training images | training patients | validation images | validation patients |"
@@ -146,7 +224,8 @@ def _table_of_hospitals(hospitals: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def _figures(figures: Mapping[str, Any]) -> list[str]:
     validation, test = figures["validation"], figures["test"]
-    basis = Basis("validation", *(validation[f"num_{noun}"] for noun in ("images", "patients", "hospitals")))
+    images, patients, hospitals = (validation[f"num_{noun}"] for noun in ("images", "patients", "hospitals"))
+    basis = Basis("validation", images, patients, hospitals, is_noised=validation["is_noised"])
     bound = validation["macro_auroc_error_bound"]
     binned = "" if bound is None else f" (binning can have moved it by up to {_score(bound)})"
     lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{binned}"]
@@ -167,6 +246,10 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
 
 def _named(basis: Basis) -> str:
     return str(basis).capitalize() + (f" (fewer than {SMALL_NUM_IMAGES}: a small number)" if basis.is_small else "")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _score(value: float | None) -> str:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from aecnn.console import plain, say_plain
+from server.privacy import epsilon_named, spent_in_words
 from server.rounds_table import Event, figure, megabytes, rounds_table
 from server.words import counted, round_named
 
@@ -141,25 +142,27 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
         case "start":
             refused = [f"{name} may not join: {why}" for name, why in event.get("refused", {}).items()]
             joined = counted(len(event["hospitals"]), "hospital")
-            return [f"{joined} joined: {', '.join(event['hospitals'])}", *refused]
+            central = event.get("central_privacy", {}).get("warning")
+            warned = [f"central privacy: {central}"] if central else []
+            return [f"{joined} joined: {', '.join(event['hospitals'])}", *refused, *warned]
         case "answer" if event["training"] is not None:
-            training = event["training"]
-            return [
-                f"round {event['round']}/{num_rounds}  {event['hospital']}  {training['num_images']} images  "
-                f"BCE {figure(training['bce'])}  MSE {figure(training['mse'], 5)}  "
-                f"{megabytes(event.get('bytes', 0))} MB  {training['seconds']:.1f} s"
-            ]
+            return [_answer_line(event, num_rounds)]
         case "validation":
             return [
                 f"round {event['round']}/{num_rounds}  global model  validation AUROC {figure(event['macro_auroc'])}  "
-                f"BCE {figure(event['bce'])}  MSE {figure(event['mse'], 5)}"
+                + (
+                    "with noise of differential privacy"
+                    if event.get("is_noised")
+                    else f"BCE {figure(event['bce'])}  MSE {figure(event['mse'], 5)}"
+                )
             ]
         case "test":
             auroc = figure(event["macro_auroc"])
             return [f"round {event['round']}/{num_rounds}  global model  test AUROC {auroc}"]
         case "round":
             refused = [f"round {event['round']}: refused {name}: {why}" for name, why in event["refused"].items()]
-            return refused + [f"round {event['round']}: no answer from {name}" for name in event["missing"]]
+            silent = [f"round {event['round']}: no answer from {name}" for name in event["missing"]]
+            return [*refused, *silent, *_central_lines(event)]
         case "attempt":
             return [f"round {event['round']}: attempt {event['attempt']} failed: {event['reason']}"]
         case "joined":
@@ -170,6 +173,29 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
             return [f"the run was interrupted and goes on after round {event['round']}"]
         case "delivered":
             return [f"the released model was delivered to {', '.join(event['hospitals']) or 'no hospital'}"]
-        case "end" if event["status"] != "completed":
-            return [f"the run {event['status']}: {event['reason']}"]
+        case "end":
+            failed = [f"the run {event['status']}: {event['reason']}"] if event["status"] != "completed" else []
+            spent = spent_in_words(event.get("privacy", {}))
+            return [*failed, *([f"privacy spent: {spent}"] if spent else [])]
     return []
+
+
+def _answer_line(event: Event, num_rounds: int) -> str:
+    training, privacy = event["training"], event.get("privacy")
+    size = f"{training['num_images']} {'images' if privacy is None else 'patients'}"
+    told = f"BCE {figure(training['bce'])}  MSE {figure(training['mse'], 5)}"
+    if privacy is not None:
+        told = f"ε {epsilon_named(privacy['epsilon'])} at δ {privacy['delta']:.3g}"
+    seconds = "" if training["seconds"] is None else f"  {training['seconds']:.1f} s"
+    place = f"round {event['round']}/{num_rounds}  {event['hospital']}"
+    return f"{place}  {size}  {told}  {megabytes(event.get('bytes', 0))} MB{seconds}"
+
+
+def _central_lines(event: Event) -> list[str]:
+    central = event.get("central_privacy")
+    if central is None:
+        return []
+    return [
+        f"round {event['round']}: hospital-level ε {epsilon_named(central['epsilon'])} at δ {central['delta']:.3g}, "
+        f"noise of {central['noise_to_clip']:.2g} × the clip ({central['clipping_norm']:.4g}) on every weight"
+    ]

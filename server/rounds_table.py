@@ -1,16 +1,34 @@
 """A run's rounds as a table, from the events of its history."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from aecnn.console import plain
+from server.privacy import epsilon_named
 from server.words import round_named
 
 Event = dict[str, Any]
 MAX_HOSPITALS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which columns the table has."""
+
+    is_private: bool
+    is_tested: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """Their names, in order; under privacy a hospital's size is a declared number of patients."""
+        size = "patients" if self.is_private else "images"
+        columns = ["round", "", size, "training BCE", "training MSE", "validation AUROC"]
+        optional = ["test AUROC"] * self.is_tested + ["ε"] * self.is_private
+        return [*columns, *optional, "MB", "seconds"]
 
 
 def rounds_table(events: list[Event], *, num_rounds: int | None) -> Table:
@@ -24,11 +42,13 @@ def rounds_table(events: list[Event], *, num_rounds: int | None) -> Table:
         num_rounds: Of the run; None where it is not known yet.
     """
     tested = {event["round"]: event for event in events if event["event"] == "test"}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = ["round", "", "images", "training BCE", "training MSE", "validation AUROC"]
-    for name in [*columns, *(["test AUROC"] if tested else []), "MB", "seconds"]:
+    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+    shown = Shown(is_private=any("privacy" in event for event in events), is_tested=bool(tested))
+    for name in shown.columns:
         table.add_column(name, justify="left" if name == "" else "right")
-    judged = {event["round"]: event for event in events if event["event"] == "validation"}
+    for warning in (event.get("central_privacy", {}).get("warning") for event in events if event["event"] == "start"):
+        table.caption = _told(f"Central privacy: {warning}", "yellow") if warning else None
+    judged = _judged(events)
     answers = {
         (event["round"], event["hospital"]): event
         for event in events
@@ -40,14 +60,23 @@ def rounds_table(events: list[Event], *, num_rounds: int | None) -> Table:
         events = [*events, {"event": "newest"}]
     for event in events:
         if event["event"] == "newest" or (event["event"] == "round" and event["round"] == newest):
-            _add_hospitals(table, of_newest, judged, is_tested=bool(tested))
+            _add_hospitals(table, of_newest, judged, shown)
         if event["event"] == "round":
-            _add_round(table, event, judged, tested)
+            _add_round(table, event, judged, tested, shown)
         _add_incident(table, event, num_rounds)
     return table
 
 
-def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dict[int, Event]) -> None:
+def _judged(events: list[Event]) -> dict[int, Event]:
+    """How each round's model was judged; under privacy those that never were are there without a figure."""
+    judged = {event["round"]: event for event in events if event["event"] == "validation"}
+    done = max((event["round"] for event in events if event["event"] == "round"), default=0)
+    never: Event = {"hospitals": {}}
+    has_ended = any(event["event"] == "end" for event in events)
+    return {**dict.fromkeys(range(done + has_ended), never), **judged}
+
+
+def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dict[int, Event], shown: Shown) -> None:
     number, hospitals = event["round"], event["hospitals"].values()
     held = sum(hospital["num_images"] for hospital in hospitals)
     name = "global model" if event.get("attempt", 1) == 1 else f"global model, attempt {event['attempt']}"
@@ -58,9 +87,10 @@ def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dic
         figure(_mean(hospitals, "bce")),
         figure(_mean(hospitals, "mse"), 5),
         _auroc(judged, number),
-        *([figure(tested.get(number, {}).get("macro_auroc"))] if tested else []),
+        *([figure(tested.get(number, {}).get("macro_auroc"))] if shown.is_tested else []),
+        *([_largest_epsilon(event.get("privacy", {}))] if shown.is_private else []),
         megabytes(sum(event.get("bytes", {}).values())),
-        f"{event['seconds']:.1f}",
+        figure(event["seconds"], 1),
         style="bold",
     )
     for name, reason in event["refused"].items():
@@ -71,7 +101,7 @@ def _add_round(table: Table, event: Event, judged: dict[int, Event], tested: dic
 
 def _mean(hospitals: Iterable[Event], key: str) -> float | None:
     """Mean over the images seen, of the hospitals that tell it."""
-    told = [hospital for hospital in hospitals if hospital[key] is not None]
+    told = [hospital for hospital in hospitals if hospital[key] is not None and hospital["images_seen"]]
     images = sum(hospital["images_seen"] for hospital in told)
     return sum(hospital[key] * hospital["images_seen"] for hospital in told) / images if images else None
 
@@ -94,7 +124,15 @@ def _add_incident(table: Table, event: Event, num_rounds: int | None) -> None:
             table.add_row("", "", _told(f"interrupted; goes on after round {event['round']}", "yellow"))
 
 
-def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event], *, is_tested: bool) -> None:
+def _largest_epsilon(privacy: dict[str, Event]) -> str:
+    """Of the hospitals' patients, all rounds until then."""
+    trained = [spent["epsilon"] for spent in privacy.values() if spent["steps"]]
+    if not trained:
+        return figure(None)
+    return epsilon_named(None if None in trained else max(trained))
+
+
+def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event], shown: Shown) -> None:
     for answer in answers[:MAX_HOSPITALS_SHOWN]:
         training, number = answer["training"], answer["round"]
         table.add_row(
@@ -104,9 +142,10 @@ def _add_hospitals(table: Table, answers: list[Event], judged: dict[int, Event],
             figure(training["bce"]),
             figure(training["mse"], 5),
             _auroc(judged, number, hospital=answer["hospital"]),
-            *([""] if is_tested else []),
+            *([""] if shown.is_tested else []),
+            *([_largest_epsilon({"": answer["privacy"]} if "privacy" in answer else {})] if shown.is_private else []),
             megabytes(answer.get("bytes", 0)),
-            f"{training['seconds']:.1f}",
+            figure(training["seconds"], 1),
             style="dim",
         )
     if len(answers) > MAX_HOSPITALS_SHOWN:

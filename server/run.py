@@ -9,18 +9,20 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from aecnn.contract import PACKED, WEIGHTS, Request
+from aecnn.errors import PrivacyError
 from aecnn.model.joint import build_model
 from aecnn.model.weights import pack_weights, weights_of
 from server.admission import accepted_fingerprints
 from server.exchange import REVOKED, Envelope, Exchange
-from server.history import Event, left_event, resume_event
+from server.history import Event, answer_event, left_event, resume_event
 from server.members import EnrolledHospitals, Members, present
+from server.privacy import Spending, cost_of, fault_of_report, promise_to
 from server.run_folder import RunFolder
 from server.settings import RunSettings
 from server.spool import Spool, SpooledWeights
 from server.status import OnStatus, RunStatus, StatusBoard
 from server.store import Progress, RoundStore
-from server.wire import bytes_record, request_content
+from server.wire import Answer, bytes_record, request_content
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Run:
     accepted: frozenset[str]  # fingerprints of the code that may take part
     progress: Progress
     model: SpooledWeights  # the present global model
+    spending: Spending  # of the hospitals' patients
     begin: float = field(default_factory=time.monotonic)
     arrived: Members = field(default_factory=dict)  # joined since the last step, and take part from the next
 
@@ -46,6 +49,11 @@ class Run:
         return self.progress.joined
 
     @property
+    def is_private(self) -> bool:
+        """Whether the hospitals train with differential privacy."""
+        return self.settings.plan.training.privacy is not None
+
+    @property
     def seconds(self) -> float:
         """That the run has taken, over all its processes."""
         return self.progress.seconds + time.monotonic() - self.begin
@@ -53,6 +61,26 @@ class Run:
     def append(self, event: Event) -> None:
         """Adds an event to the history."""
         self.folder.append_event(event)
+
+    def append_answer(self, round_number: int, answer: Answer) -> None:
+        """Adds an answer to the history, with what it cost and what its hospital's patients have spent by now."""
+        event, hospital = answer_event(round_number, answer, cost=self._cost(answer)), answer.origin.hospital
+        self.spending.add(event)
+        spent = self.spending.of(hospital)
+        self.append(event if spent is None else {**event, "privacy": spent})
+
+    def _cost(self, answer: Answer) -> Event | None:
+        """What an answer cost in privacy; one that is not as the plan asks is refused, and not believed."""
+        member, plan, report = self.members.get(answer.origin.hospital), self.settings.plan, answer.report
+        if member is None or not self.is_private or (report is None and answer.noised is None):
+            return None
+        if report is not None and fault_of_report(report, counts=member.counts, plan=plan) is not None:
+            return None
+        try:
+            promise = promise_to(member.counts, plan)
+        except PrivacyError:
+            return None
+        return None if promise is None else cost_of(report, promise=promise, is_judged=answer.noised is not None)
 
     def commit(
         self,
@@ -159,10 +187,17 @@ def open_run(
         accepted=accepted_fingerprints(settings.accepted_fingerprints),
         progress=progress,
         model=spool.put_model(_present_model(settings, store, progress)),
+        spending=_spending(settings, folder),
     )
     if progress.phase in ("rounds", "released"):
         run.append(resume_event(progress.round_number, run.present()))
     return run
+
+
+def _spending(settings: RunSettings, folder: RunFolder) -> Spending:
+    """What the patients have spent by the answers in the history."""
+    privacy = settings.plan.training.privacy
+    return Spending("prv" if privacy is None else privacy.accountant, folder.events() if privacy else ())
 
 
 def _progress(store: RoundStore) -> Progress:

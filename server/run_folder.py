@@ -109,13 +109,16 @@ class RunFolder:
         if self.history_bytes > num_bytes:
             os.truncate(self.history_file, num_bytes)
 
+    def events(self) -> list[dict[str, Any]]:
+        """Gives the events of the history; a line without its break was written half, and is left out."""
+        if not self.history_file.exists():
+            return []
+        text = self.history_file.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
     def ended(self) -> dict[str, Any] | None:
         """Gives the event with which the run ended; None where it goes on, or was resumed after it."""
-        if not self.history_file.exists():
-            return None
-        text = self.history_file.read_text(encoding="utf-8")
-        for line in reversed(text[: text.rfind("\n") + 1].splitlines()):  # a line without its break was written half
-            event: dict[str, Any] = json.loads(line)
+        for event in reversed(self.events()):
             if event["event"] in ("end", "resume"):
                 return event if event["event"] == "end" else None
         return None

@@ -18,6 +18,8 @@ from aecnn.config import (
     StrictModel,
     TrainingConfig,
     load_config,
+    refuse_mixed_patients,
+    refuse_noise_on_statistics,
 )
 from aecnn.errors import ConfigError
 
@@ -40,6 +42,8 @@ class ServerConfig(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        refuse_mixed_patients(self.model, self.training)
+        refuse_noise_on_statistics(self.federation, self.model)
         if self.model.normalisation == "batch" and self.training.batch_size == 1:
             raise ValueError("training.batch_size is 1 and model.normalisation 'batch' needs 2: raise it, or use group")
         return self
@@ -47,7 +51,8 @@ class ServerConfig(StrictModel):
     @property
     def plan(self) -> Plan:
         """The half that travels to the hospitals."""
-        return Plan(images=self.images, model=self.model, training=self.training)
+        plan = Plan(images=self.images, model=self.model, training=self.training)
+        return plan.over(self.federation.num_rounds)
 
 
 class RunSettings(StrictModel):

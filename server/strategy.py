@@ -84,7 +84,7 @@ def aggregate(
     if config.name == "fedavg":
         return Aggregated(federated_average(updates), None)
     try:
-        with _quiet():
+        with quiet_flower():
             if config.name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad"):
                 return _stepped(config, updates, model=model, state=state, round_number=round_number)
             return Aggregated(_chosen(config, updates, round_number), None)
@@ -102,22 +102,22 @@ def _stepped(
 ) -> Aggregated:
     """The server takes an optimiser's step from the model towards the average."""
     averaged = federated_average(updates)
-    names = [name for name, tensor in model.tensors.items() if _is_float(tensor.dtype) and not _is_statistic(name)]
+    names = [name for name, tensor in model.tensors.items() if is_parameter(name, tensor.dtype)]
     dtypes = {name: averaged[name].dtype for name in names}
     with model.opened() as tensor:
         current = {name: tensor(name) for name in names}
     strategy = _optimiser(config)
     kept = {} if state is None else unpack_weights(np.frombuffer(state, dtype=np.uint8))
     if isinstance(strategy, FedAvgM):
-        strategy.current_arrays = _record(current)
+        strategy.current_arrays = record_of(current)
         strategy.momentum_vector = [kept[name] for name in names] if kept else None
     else:
         strategy.current_arrays = current
         strategy.m_t = {name: kept[f"m/{name}"] for name in names} if kept else None
         strategy.v_t = {name: kept[f"v/{name}"] for name in names} if kept else None
-    one = [_message({name: averaged.pop(name) for name in names}, num_images=1)]
+    one = [message_of({name: averaged.pop(name) for name in names}, num_images=1)]
     arrays, _ = strategy.aggregate_train(round_number, one)
-    stepped = _taken(arrays, dtypes)
+    stepped = taken_from(arrays, dtypes)
     if isinstance(strategy, FedAvgM):
         vector = strategy.momentum_vector
         after = {} if vector is None else dict(zip(names, vector, strict=True))
@@ -144,13 +144,13 @@ def _chosen(config: StrategyConfig, updates: Sequence[Update], round_number: int
     messages = []
     for update in updates:
         with update.weights.opened() as tensor:
-            messages.append(_message({name: tensor(name) for name in dtypes}, num_images=update.num_images))
+            messages.append(message_of({name: tensor(name) for name in dtypes}, num_images=update.num_images))
     arrays, _ = strategy.aggregate_train(round_number, messages)
-    return {**counters, **_taken(arrays, dtypes)}
+    return {**counters, **taken_from(arrays, dtypes)}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_flower() -> Iterator[None]:
     """Flower logs how many results it was handed: for an optimiser that is one, the average."""
     logger = logging.getLogger("flwr")
     level = logger.level
@@ -175,16 +175,23 @@ def _optimiser(config: StrategyConfig) -> Any:
             return FedAdagrad(eta=rate or LEARNING_RATE)
 
 
-def _message(weights: Mapping[str, Any], *, num_images: int) -> Message:
-    content = RecordDict({"arrays": _record(weights), "metrics": MetricRecord({_NUM_EXAMPLES: num_images})})
+def message_of(weights: Mapping[str, Any], *, num_images: int) -> Message:
+    """Gives an update as Flower's strategies take it."""
+    content = RecordDict({"arrays": record_of(weights), "metrics": MetricRecord({_NUM_EXAMPLES: num_images})})
     return Message(content, 0, MessageType.TRAIN)
 
 
-def _record(weights: Mapping[str, Any]) -> ArrayRecord:
+def record_of(weights: Mapping[str, Any]) -> ArrayRecord:
+    """Gives named arrays as Flower's strategies take them."""
     return ArrayRecord({name: Array(array) for name, array in weights.items()})
 
 
-def _taken(arrays: ArrayRecord | None, dtypes: Mapping[str, np.dtype[np.generic]]) -> Weights:
+def taken_from(arrays: ArrayRecord | None, dtypes: Mapping[str, np.dtype[np.generic]]) -> Weights:
+    """Gives what a strategy answered, in the model's dtypes.
+
+    Raises:
+        FederationError: It answered nothing.
+    """
     if arrays is None:
         raise FederationError("the strategy gave no weights")
     return {name: np.asarray(arrays.pop(name).numpy()).astype(dtype) for name, dtype in dtypes.items()}
@@ -194,5 +201,6 @@ def _is_float(dtype: str) -> bool:
     return dtype.startswith("float")
 
 
-def _is_statistic(name: str) -> bool:
-    return name.endswith(_STATISTICS)
+def is_parameter(name: str, dtype: str) -> bool:
+    """Whether a tensor is trained: no counter, and no statistic of batches."""
+    return _is_float(dtype) and not name.endswith(_STATISTICS)

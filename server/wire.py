@@ -7,17 +7,21 @@ from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from aecnn import contract
 from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel
 from aecnn.errors import AecnnError, ConfigError
 from aecnn.evaluation.histogram import NUM_BINS, ScoreHistogram
+from aecnn.evaluation.noised import NOISED_BINS
 from aecnn.findings import NUM_FINDINGS
 from server.spool import Spool, SpooledWeights, SpoolError
 
+Counts = NDArray[np.int64]  # [14, 2, bins]
 Record = TypeVar("Record", bound=WireModel)
 NPY_VERSION = (1, 0)
 MAX_SECONDS = 366 * 86400.0  # of one training: no round takes a year
+MAX_NOISED = 2**40  # of a noised count, either way; far from where a sum over hospitals overflows
 MAX_SUM = 1e15  # of losses over the images of one training; a mean that long fits no table
 
 
@@ -39,7 +43,8 @@ class Answer:
     counts: HospitalCounts | None
     report: RoundReport | None
     validation: ValidationReport | None
-    histogram: ScoreHistogram | None
+    histogram: ScoreHistogram | None  # of exact counts
+    noised: Counts | None  # under differential privacy: [14, 2, NOISED_BINS] with noise, negative ones among them
     weights: SpooledWeights | None
 
 
@@ -75,13 +80,15 @@ def read_answer(reply: Message, *, kind: str, hospital: str | None, spool: Spool
         raise AnswerError("the answer does not say which hospital it comes from")
     if hospital is not None and origin.hospital != hospital:
         raise AnswerError(f"now calls itself {origin.hospital!r}", refusal=contract.REFUSED_ORIGIN)
+    histogram, noised = _histograms(content)
     return Answer(
         node_id=reply.metadata.src_node_id,
         origin=origin,
         counts=_scalars(content, contract.COUNTS, HospitalCounts),
         report=_scalars(content, contract.REPORT, RoundReport),
         validation=_scalars(content, contract.VALIDATION, ValidationReport),
-        histogram=_histogram(content),
+        histogram=histogram,
+        noised=noised,
         weights=_spooled(content, origin.hospital, spool, round_number),
     )
 
@@ -97,15 +104,29 @@ def _spooled(content: RecordDict, hospital: str, spool: Spool, round_number: int
         raise AnswerError(str(error)) from error
 
 
-def _histogram(content: RecordDict) -> ScoreHistogram | None:
-    array = _only_array(content, contract.HISTOGRAMS, contract.SCORE_COUNTS)
-    if array is None:
-        return None
-    wanted = (NUM_FINDINGS, 2, NUM_BINS)
-    counts = np.frombuffer(_bytes_of(array, contract.HISTOGRAMS, dtype="int64", shape=wanted), dtype=np.int64)
+def _histograms(content: RecordDict) -> tuple[ScoreHistogram | None, Counts | None]:
+    """The histogram of exact counts or the one with noise, of which an answer holds at most one."""
+    record = content.get(contract.HISTOGRAMS)
+    if isinstance(record, ArrayRecord) and contract.NOISED_COUNTS in record:
+        noised = _counts(content, contract.NOISED_COUNTS, num_bins=NOISED_BINS)
+        if noised is not None and ((noised < -MAX_NOISED) | (noised > MAX_NOISED)).any():
+            raise AnswerError("the noised histogram holds counts beyond any noise")
+        return None, noised
+    counts = _counts(content, contract.SCORE_COUNTS, num_bins=NUM_BINS)
+    if counts is None:
+        return None, None
     if (counts < 0).any():
         raise AnswerError("the histogram holds negative counts")
-    return ScoreHistogram(counts.reshape(wanted))
+    return ScoreHistogram(counts), None
+
+
+def _counts(content: RecordDict, name: str, *, num_bins: int) -> Counts | None:
+    array = _only_array(content, contract.HISTOGRAMS, name)
+    if array is None:
+        return None
+    wanted = (NUM_FINDINGS, 2, num_bins)
+    data = _bytes_of(array, contract.HISTOGRAMS, dtype="int64", shape=wanted)
+    return np.frombuffer(data, dtype=np.int64).reshape(wanted)
 
 
 def _only_array(content: RecordDict, key: str, name: str) -> Array | None:

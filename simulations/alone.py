@@ -15,6 +15,7 @@ from aecnn.evaluation.outputs import run_model
 from aecnn.model.joint import JointAECNN, build_model
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
+from aecnn.training.privacy.promise import promise_of
 from aecnn.training.seeds import derive_seed
 from client.site import read_hospital, read_training_data
 from server.run_folder import RunFolder
@@ -68,10 +69,14 @@ def train_each_alone(
 def _train_alone(config: SimulationConfig, site_file: Path, device: torch.device) -> tuple[JointAECNN, int]:
     hospital = read_hospital(site_file)
     data = read_training_data(hospital, config.images.size_px, config.federation.validation_fraction)
+    patients = data.loaded.manifest.table["patient"].iloc[data.train_rows].nunique()
+    promise = promise_of(config.plan, declared_patients=int(patients))  # the same privacy as in the federation
     model = build_model(config.model, seed=config.seed, input_size_px=config.images.input_size_px)
     num_steps = 0
     for round_number in range(1, config.federation.num_rounds + 1):
         seed = derive_seed(config.seed, hospital.config.name, round_number)
-        report = train_locally(model, data.loaded, data.train_rows, config.plan, seed=seed, device=device)
+        report = train_locally(
+            model, data.loaded, data.train_rows, config.plan, seed=seed, device=device, promise=promise
+        )
         num_steps += report.num_steps
     return model, num_steps

@@ -25,6 +25,7 @@ from aecnn.config import (
 )
 from aecnn.console import JsonOption, print_json, run_cli, say
 from aecnn.errors import FederationError
+from server.privacy import spent_in_words
 from server.progress import LiveProgress
 from server.rounds_table import figure
 
@@ -214,6 +215,7 @@ def _summary(prepared: "Prepared", *, seconds: float) -> dict[str, Any]:
         **metrics,
         "alone_mean_macro_auroc": alone.get("mean_macro_auroc"),
         "released_round": end.get("released_round"),
+        "privacy": end.get("privacy", {}),
         "num_hospitals": prepared.num_hospitals,
         "seconds": seconds,
         "run_folder": str(folder),
@@ -239,6 +241,9 @@ def _show(summary: dict[str, Any], console: Console) -> None:
             f"The same hospitals training alone, as many steps: mean macro AUROC "
             f"[bold]{figure(summary['alone_mean_macro_auroc'])}[/]",
         )
+    spent = spent_in_words(summary["privacy"])
+    if spent is not None:
+        say(console, f"Privacy spent: {spent}")
     if summary["num_skipped_images"]:
         say(console, f"{summary['num_skipped_images']} unreadable test image(s) skipped")
     say(

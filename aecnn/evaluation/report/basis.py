@@ -17,6 +17,7 @@ class Basis:
     num_images: int | None
     num_patients: int | None = None
     num_hospitals: int | None = None  # None for a test split: it is the centre's own
+    is_noised: bool = False  # counted with the noise of differential privacy
 
     @property
     def is_small(self) -> bool:
@@ -28,7 +29,8 @@ class Basis:
         counted = [
             f"{number:,} {noun}{'' if number == 1 else 's'}" for noun, number in nouns.items() if number is not None
         ]
-        return ", ".join([self.split, *counted])
+        noise = ["with noise of differential privacy"] * self.is_noised
+        return ", ".join([self.split, *counted, *noise])
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def validation_of(history: History, *, round_number: int | None) -> Validation |
 def validation_basis(history: History, event: Validation) -> Basis:
     """Gives what a pooled validation AUROC stands on: the hospitals that gave their histogram, and their images."""
     if not event.hospitals:
-        return Basis("validation", event.num_images)
+        return Basis("validation", event.num_images, is_noised=event.is_noised)
     pooled = {name: scores for name, scores in event.hospitals.items() if scores.is_pooled}
     counts = {name: history.counts(name) for name in pooled}
     images = [
@@ -76,7 +78,7 @@ def validation_basis(history: History, event: Validation) -> Basis:
         for name, scores in pooled.items()
     ]
     patients = [counts[name].num_validation_patients for name in pooled]
-    return Basis("validation", _total(images), _total(patients), len(pooled))
+    return Basis("validation", _total(images), _total(patients), len(pooled), is_noised=event.is_noised)
 
 
 def _total(numbers: Iterable[int | None]) -> int | None:

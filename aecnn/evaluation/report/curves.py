@@ -61,6 +61,18 @@ def learning_curves(history: History, colours: dict[str, str]) -> list[tuple[str
     return drawings
 
 
+def privacy_curve(history: History, colours: dict[str, str]) -> Markup | None:
+    """Draws what each hospital's patients have spent after each round; None where nothing is known."""
+    lines = []
+    for hospital, colour in colours.items():
+        spent = {number: of_one.epsilon for name, number, of_one in history.costs if name == hospital and of_one.steps}
+        lines.append(Line(tuple(sorted(spent.items())), colour))
+    if not any(value is not None for line in lines for _, value in line.points):
+        return None
+    paint = partial(_paint_lines, lines=lines, released_round=None)
+    return draw("curve-epsilon", width_px=380, height_px=230, description="Epsilon by round and hospital", paint=paint)
+
+
 def _lines(history: History, quantity: str, colours: dict[str, str]) -> list[Line]:
     """AUROC is of the validation parts, hospital by hospital; the losses set training beside validation."""
     lines = []

@@ -46,6 +46,55 @@ class HospitalCounts:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What differential privacy has cost one hospital's patients, all answers until then."""
+
+    epsilon: Number = None  # None: beyond any promise
+    delta: Number = None
+    noise_multiplier: Number = None
+    sample_rate: Number = None
+    steps: int = 0
+    evaluations: int = 0  # noised histograms of validation patients, who are not those of the training
+    evaluation_epsilon: Number = None
+
+
+@dataclass(frozen=True)
+class CentralPlan:
+    """What noise at the centre was to amount to, when the run began."""
+
+    clipping: str | None = None
+    num_rounds: int | None = None
+    num_hospitals: int | None = None
+    epsilon: Number = None  # of all rounds, of a hospital; None: beyond any promise
+    delta: Number = None
+    noise_multiplier: Number = None
+    noise_to_clip: Number = None  # on each weight of the average
+    noise_norm_to_clip: Number = None  # on all of them
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class CentralSpent:
+    """What noise at the centre has cost each hospital, all rounds until then."""
+
+    epsilon: Number = None  # None: beyond any promise
+    delta: Number = None
+    noise_multiplier: Number = None
+    clipping_norm: Number = None
+    num_hospitals: int | None = None
+    noise_to_clip: Number = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One hospital's answer, of which the report takes what it cost."""
+
+    round: int
+    hospital: str
+    privacy: PrivacySpent | None = None
+
+
+@dataclass(frozen=True)
 class Start:
     """The first event of a run."""
 
@@ -53,6 +102,7 @@ class Start:
     started_at: str | None = None
     hospitals: dict[str, HospitalCounts] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # who may not join -> reason
+    central_privacy: CentralPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +172,7 @@ class Validation:
     """The global model after a round, on all validation parts together; round 0 is the initial model."""
 
     round: int
+    is_noised: bool = False  # the pooled histogram has the noise of differential privacy
     macro_auroc: Number = None
     macro_auroc_error_bound: Number = None  # what the histograms' bins can have moved it by
     findings: dict[str, Number] = field(default_factory=dict)  # finding -> pooled AUROC
@@ -155,6 +206,7 @@ class Round:
     missing: tuple[str, ...] = ()
     attempt: int = 1
     bytes: dict[str, int] = field(default_factory=dict)  # hospital -> size of the weights it sent
+    central_privacy: CentralSpent | None = None
 
     def mean(self, quantity: str) -> float | None:
         """Mean of ``bce`` or ``mse`` over the images seen in training; None where nothing was reported."""

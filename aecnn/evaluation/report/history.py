@@ -8,23 +8,26 @@ from functools import cached_property
 from pydantic import TypeAdapter, ValidationError
 
 from aecnn.evaluation.report.events import (
+    Answer,
     Attempt,
     Delivered,
     End,
     HospitalCounts,
     Joined,
     Left,
+    PrivacySpent,
     Resume,
     Round,
     Start,
     Test,
     Validation,
 )
-from aecnn.evaluation.report.words import date, resumptions
+from aecnn.evaluation.report.words import date, resumptions, round_named
 
-Event = Start | Validation | Round | End | Joined | Left | Attempt | Resume | Test | Delivered
+Event = Start | Answer | Validation | Round | End | Joined | Left | Attempt | Resume | Test | Delivered
 _KINDS: dict[str, type[Event]] = {
     "start": Start,
+    "answer": Answer,
     "validation": Validation,
     "round": Round,
     "end": End,
@@ -49,12 +52,18 @@ class History:
     late: tuple[Joined, ...] = ()  # hospitals that came late
     incidents: tuple[str, ...] = ()  # what did not go by itself, in order
     delivered: tuple[str, ...] | None = None  # hospitals; None: nothing was to be delivered, or not yet
+    costs: tuple[tuple[str, int, PrivacySpent], ...] = ()  # hospital, round and all it has spent by then, as it came
     resumed_after: tuple[int, ...] = ()  # the rounds after which an interrupted run went on, each once
 
     @cached_property
     def hospitals(self) -> dict[str, HospitalCounts]:
         """What each hospital brings, those that came late last."""
         return {**self.start.hospitals, **{joined.hospital: joined.counts for joined in self.late}}
+
+    @cached_property
+    def privacy(self) -> dict[str, PrivacySpent]:
+        """What each hospital's patients have spent by the last answer; empty without differential privacy."""
+        return {hospital: spent for hospital, _, spent in self.costs}
 
     @property
     def released_round(self) -> int | None:
@@ -66,19 +75,20 @@ class History:
         """Every hospital the run speaks of, those of the start event first."""
         in_validation = [name for event in self.validations for name in event.hospitals]
         in_training = [name for event in self.rounds for name in event.hospitals]
-        return tuple(dict.fromkeys([*self.hospitals, *in_validation, *in_training]))
+        return tuple(dict.fromkeys([*self.hospitals, *in_validation, *in_training, *self.privacy]))
 
     def counts(self, hospital: str) -> HospitalCounts:
         """What a hospital brings; all unknown where no event says it."""
         return self.hospitals.get(hospital, HospitalCounts())
 
 
-def history_of(text: str, notes: list[str]) -> History:
+def history_of(text: str, notes: list[str], *, num_rounds: int | None = None) -> History:
     """Reads a history; what cannot be read becomes a note.
 
     Args:
         text: Of ``history.jsonl``.
         notes: Added to.
+        num_rounds: Of the run, so that what follows the last one is named; None where it is not known.
     """
     start, end, delivered = Start(), None, None
     validations: dict[int, Validation] = {}
@@ -87,6 +97,7 @@ def history_of(text: str, notes: list[str]) -> History:
     late: dict[str, Joined] = {}
     incidents: list[str] = []
     resumed: set[int] = set()
+    costs: list[tuple[str, int, PrivacySpent]] = []
     for event in _events(text, notes):
         match event:
             case Start():
@@ -106,7 +117,9 @@ def history_of(text: str, notes: list[str]) -> History:
                 late[event.hospital] = event
             case Delivered():
                 delivered = event.hospitals
-        incidents += _told(event)
+            case Answer() if event.privacy is not None:
+                costs.append((event.hospital, event.round, event.privacy))
+        incidents += _told(event, num_rounds)
     return History(
         start=start,
         validations=tuple(validations[number] for number in sorted(validations)),
@@ -116,6 +129,7 @@ def history_of(text: str, notes: list[str]) -> History:
         late=tuple(late.values()),
         incidents=tuple(incidents),
         delivered=delivered,
+        costs=tuple(costs),
         resumed_after=tuple(sorted(resumed)),
     )
 
@@ -126,15 +140,15 @@ def first_fault(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg'].lower()}"
 
 
-def _told(event: Event) -> list[str]:
+def _told(event: Event, num_rounds: int | None) -> list[str]:
     """An event that is no result, in sentences."""
     match event:
         case Start():
             return [f"{name} was not let in: {reason}." for name, reason in event.refused.items()]
         case Joined():
-            return [f"{event.hospital} came late and took part from round {event.round}."]
+            return [f"{event.hospital} came late and took part from {round_named(event.round, num_rounds)}."]
         case Left():
-            return [f"{event.hospital} left in round {event.round}: {event.reason}."]
+            return [f"{event.hospital} left in {round_named(event.round, num_rounds)}: {event.reason}."]
         case Attempt():
             return [f"Round {event.round}, attempt {event.attempt}: {'; '.join(event.reason.split(chr(10) + '  - '))}."]
         case Resume():

@@ -72,13 +72,14 @@ def load_run(folder: Path) -> Run:
         raise FaultyInputError(folder, [f"holds none of {', '.join(known)}: give a run folder"])
     notes: list[str] = []
     config_text = _without_folders(_read_text(folder / "config.yaml", notes))
-    history = history_of(_read_text(folder / "history.jsonl", notes) or "", notes)
+    config = _parse_config(config_text, notes)
+    history = history_of(_read_text(folder / "history.jsonl", notes) or "", notes, num_rounds=_num_rounds(config))
     metrics = _read_json(folder / "metrics.json", ModelScores, notes)
     notes += _skipped(history, metrics)
     run = Run(
         folder=folder.resolve().name,
         config_text=config_text,
-        config=_parse_config(config_text, notes),
+        config=config,
         history=history,
         metrics=metrics,
         alone=_read_json(folder / "alone.json", Alone, notes),
@@ -124,6 +125,12 @@ def _parse_config(text: str | None, notes: list[str]) -> dict[str, Any]:
         notes.append("config.yaml is not valid YAML; it is shown as it stands.")
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _num_rounds(config: dict[str, Any]) -> int | None:
+    federation = config.get("federation")
+    number = federation.get("num_rounds") if isinstance(federation, dict) else None
+    return number if isinstance(number, int) else None
 
 
 def _read_json(path: Path, kind: type[Kind], notes: list[str]) -> Kind | None:

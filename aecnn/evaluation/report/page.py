@@ -17,13 +17,26 @@ from aecnn.evaluation.report.basis import (
     validation_basis,
     validation_of,
 )
-from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, roc_panels
-from aecnn.evaluation.report.events import Round, Validation
+from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, privacy_curve, roc_panels
+from aecnn.evaluation.report.events import CentralSpent, Round, Validation
 from aecnn.evaluation.report.figures import HOSPITALS, hospital_colours, variable
+from aecnn.evaluation.report.history import History
 from aecnn.evaluation.report.images import triptychs
 from aecnn.evaluation.report.load import REPORT_NAME, Run, load_run
 from aecnn.evaluation.report.page_template import PAGE_TEMPLATE, REPORT_STYLE
-from aecnn.evaluation.report.words import bar, count, date, duration, resumptions, score, share, size, spaced
+from aecnn.evaluation.report.words import (
+    bar,
+    count,
+    date,
+    duration,
+    epsilon,
+    resumptions,
+    score,
+    share,
+    significant,
+    size,
+    spaced,
+)
 from aecnn.findings import FINDINGS
 from aecnn.page_style import PAGE_STYLE
 
@@ -126,7 +139,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for word in (score, count, share, bar, duration, date, size, spaced, resumptions):
+    for word in (score, count, share, bar, duration, date, size, spaced, resumptions, epsilon, significant):
         environment.filters[word.__name__] = word
     return environment.get_template("page.html").render(_context(run))
 
@@ -143,6 +156,7 @@ def _context(run: Run) -> dict[str, Any]:
         "roc": roc_panels(run.predictions) if run.predictions else [],
         "curves": learning_curves(history, colours),
         "partition": partition_drawing(history, colours),
+        "privacy_curve": privacy_curve(history, colours),
         "triptychs": triptychs(run.examples),
     }
     return drawn | {
@@ -157,6 +171,7 @@ def _context(run: Run) -> dict[str, Any]:
         "findings": _finding_rows(run, validation),
         "chance": bar(CHANCE),
         "rounds": _round_rows(run),
+        "central": _central(history),
         "absences": _absences(run, drawn),
         "file_meanings": FILES,
         "model": _section(run, "model"),
@@ -207,6 +222,12 @@ def _round_rows(run: Run) -> list[RoundRow]:
         )
         for number in sorted(trainings | validations)
     ]
+
+
+def _central(history: History) -> CentralSpent | None:
+    """What noise at the centre has cost each hospital by the last round; None where there was none."""
+    spent = [event.central_privacy for event in history.rounds if event.central_privacy is not None]
+    return spent[-1] if spent else None
 
 
 def _absences(run: Run, drawn: Mapping[str, object]) -> list[str]:

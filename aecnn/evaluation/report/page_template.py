@@ -78,6 +78,7 @@ PAGE_TEMPLATE = """\
 {% if curves %}<a href="#learning">Learning</a>{% endif %}
 {% if history.hospitals %}<a href="#hospitals">Hospitals</a>{% endif %}
 {% if rounds %}<a href="#rounds">Rounds</a>{% endif %}
+{% if history.privacy or history.start.central_privacy %}<a href="#privacy">Privacy</a>{% endif %}
 {% if history.incidents %}<a href="#incidents">Incidents</a>{% endif %}
 {% if triptychs %}<a href="#examples">Examples</a>{% endif %}
 {% if run.config_text %}<a href="#configuration">Configuration</a>{% endif %}
@@ -225,7 +226,7 @@ PAGE_TEMPLATE = """\
   {% endcall %}
   <div class="content wide">
   <table>
-    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">Images</th><th class="number">Training<br>BCE</th><th class="number">Training<br>MSE</th><th class="number">Latent<br>alive</th><th class="number">Received</th><th class="number">Validation<br>AUROC</th><th class="number"><br>on images</th>{% if history.tests %}<th class="number">Test AUROC</th>{% endif %}</tr></thead>
+    <thead><tr><th>Round</th><th class="number">Time</th><th class="number">Hospitals</th><th class="number">{{ "Declared<br>patients"|safe if history.privacy else "Images" }}</th><th class="number">Training<br>BCE</th><th class="number">Training<br>MSE</th><th class="number">Latent<br>alive</th><th class="number">Received</th><th class="number">Validation<br>AUROC</th><th class="number"><br>on images</th>{% if history.tests %}<th class="number">Test AUROC</th>{% endif %}</tr></thead>
     <tbody>
     {% for row in rounds %}
     {% set training = row.training %}
@@ -240,9 +241,43 @@ PAGE_TEMPLATE = """\
     {% endfor %}
     </tbody>
   </table>
+  {% if validation and validation.is_noised %}<p class="after">Validation AUROC is with noise of differential privacy. Each judgement costs some, so most rounds are not judged.</p>{% endif %}
   {% if rounds|selectattr("is_resumed")|selectattr("training")|list %}<p class="after">The time of a resumed round is counted from the resumption.</p>{% endif %}
   {% if history.tests and history.tests[-1].num_images is not none %}<p class="after">Test AUROC is on the centre's own {{ history.tests[-1].num_images|count }} images; nothing is chosen by it.{% if history.tests[-1].num_images < small %} Fewer than {{ small }} images are a small number.{% endif %}</p>{% endif %}
   {% if history.delivered is not none %}<p class="after">The released model was delivered to {{ history.delivered|join(", ") or "no hospital" }}.</p>{% endif %}
+  </div>
+</section>
+{% endif %}
+
+{% if history.privacy or history.start.central_privacy %}
+<section id="privacy">
+  {% call rail("Privacy") %}
+  {% if history.privacy %}
+  <p>What differential privacy has cost each hospital's patients in this run, by all answers that came, averaged or not. ε is for one patient added or removed, with all radiographs.</p>
+  <p>With noise: the weights{% if validation and validation.is_noised %} and the validation AUROC{% endif %}. Declared, not counted: numbers of patients. Nothing else of the patients was told.</p>
+  {% endif %}
+  {% if history.start.central_privacy %}
+  <p>The centre added noise to the average of the hospitals. That ε is for one hospital added or removed, and covers the weights alone: counts, losses and AUROC of hospitals on this page are not covered.</p>
+  {% endif %}
+  {% endcall %}
+  <div class="content">
+  {% if history.privacy %}
+  <div class="wide"><table>
+    <thead><tr><th>Hospital</th><th class="number">ε</th><th class="number">δ</th><th class="number">Noise<br>multiplier</th><th class="number">Sample<br>rate</th><th class="number">Steps</th><th class="number">Validation<br>patients: ε</th><th class="number"><br>judgements</th></tr></thead>
+    <tbody>
+    {% for hospital, spent in history.privacy.items() %}
+    <tr><td class="name"><i class="swatch" style="background:{{ colours[hospital] }}"></i>{{ hospital }}</td><td class="number strong">{{ spent.epsilon|epsilon }}</td><td class="number">{{ spent.delta|significant }}</td><td class="number">{{ spent.noise_multiplier|significant }}</td><td class="number">{{ spent.sample_rate|significant }}</td><td class="number">{{ spent.steps|count }}</td><td class="number">{{ spent.evaluation_epsilon|epsilon if spent.evaluations else "–" }}</td><td class="number">{{ spent.evaluations|count }}</td></tr>
+    {% endfor %}
+    </tbody>
+  </table></div>
+  {% if privacy_curve %}<figure><figcaption>ε of the training patients, by round</figcaption>{{ privacy_curve }}</figure>{% endif %}
+  <p class="after">A patient trains or validates, never both. What a patient has spent in other runs is in the hospital's own ledger.</p>
+  {% endif %}
+  {% if history.start.central_privacy %}
+  {% set plan = history.start.central_privacy %}
+  <p class="after">Noise at the centre: {% if central %}ε {{ central.epsilon|epsilon }} at δ {{ central.delta|significant }} for each hospital after {{ rounds|selectattr("training")|list|length }} rounds (one hospital added or removed; the weights alone); {% endif %}of {{ plan.num_rounds|count }} rounds ε {{ plan.epsilon|epsilon }}. Noise multiplier {{ plan.noise_multiplier|significant }}, {{ plan.clipping }} clipping{% if central %} at {{ central.clipping_norm|significant }} in the last round, noise of {{ central.noise_to_clip|significant }} × the clip on every weight{% endif %}.</p>
+  {% if plan.warning %}<p class="after"><strong class="few">{{ plan.warning }}.</strong></p>{% endif %}
+  {% endif %}
   </div>
 </section>
 {% endif %}

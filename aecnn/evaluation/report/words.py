@@ -62,6 +62,21 @@ def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
+def round_named(number: int, num_rounds: int | None) -> str:
+    """Gives a round by its number, and what follows the last one in words, where that is known."""
+    return f"the evaluation after round {num_rounds}" if num_rounds and number > num_rounds else f"round {number}"
+
+
+def epsilon(value: float | None) -> str:
+    """Gives a privacy loss to two decimals; None is beyond any promise."""
+    return "beyond any promise" if value is None else f"{value:.2f}"
+
+
+def significant(value: float | None) -> str:
+    """Gives a number to four significant digits."""
+    return ABSENT if value is None else f"{value:.4g}"
+
+
 def resumptions(rounds: Sequence[int]) -> str:
     """Says after which finished rounds a run was resumed, as the end of a sentence."""
     *others, last = [str(number) for number in rounds]
