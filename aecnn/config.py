@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from aecnn.errors import ConfigError, UnknownFindingError
 from aecnn.findings import FINDINGS, finding_index, nearest_hint
+from aecnn.privacy_config import CentralPrivacyConfig, PrivacyConfig, evaluated_rounds
+from aecnn.strict_model import StrictModel
 
 Backbone = Literal[
     "resnet18",
@@ -33,8 +35,6 @@ Split = Literal["test", "train_val", "all"]  # of the official lists
 OnUnreadable = Literal["refuse", "skip"]
 Engine = Literal["inprocess", "ray"]  # of a simulation
 TestCrops = Literal["centre", "ten"]
-Accountant = Literal["prv", "rdp"]
-Gradients = Literal["auto", "loop", "hooks"]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too
@@ -45,12 +45,6 @@ _IN_WORDS = {  # what a value that does not match should have been
 }
 _NOT_OF_DATASET = ("patients_file", "scanner", "phantom")  # keys of a data section that say how it is used, not read
 DOWNSCALE = 4  # the encoder's stride: input side = 4 × latent side
-
-
-class StrictModel(BaseModel):
-    """A frozen model that refuses unknown keys and non-finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImagesConfig(StrictModel):
@@ -92,36 +86,6 @@ class ModelConfig(StrictModel):
                 "normalisation 'frozen' keeps the statistics of pretrained weights, and weights is 'none': "
                 "set weights: imagenet, or normalisation: group"
             )
-        return self
-
-
-class EvaluationPrivacyConfig(StrictModel):
-    """Validation histograms that leave with noise; without this section none leave under differential privacy."""
-
-    epsilon: float = Field(gt=0.0)  # of all the plan's evaluations together, at the plan's δ
-    images_per_patient: int = Field(default=1, ge=1)  # counted at most, of each patient
-    every_rounds: int = Field(default=5, ge=1)  # the model that arrives in every k-th round, and the last one
-    total_evaluations: int | None = Field(default=None, ge=1)  # planned; None: as the federation's rounds say
-
-
-class PrivacyConfig(StrictModel):
-    """Patient-level differential privacy of the local training (DP-SGD; add or remove one patient)."""
-
-    epsilon: float | None = Field(default=None, gt=0.0)  # of all local steps of the plan; the noise is solved for it
-    noise_multiplier: float | None = Field(default=None, gt=0.0)  # or the noise, in units of max_grad_norm
-    delta: float | None = Field(default=None, gt=0.0, lt=1.0)  # None: min(1e-5, 1/(10·patients)) at each hospital
-    max_grad_norm: float = Field(default=1.0, gt=0.0)  # a patient's gradient is clipped to it
-    sample_rate: float = Field(gt=0.0, le=1.0)  # of each patient, in each step
-    images_per_patient: int = Field(default=1, ge=1)  # drawn of a sampled patient; their gradients are averaged
-    total_steps: int | None = Field(default=None, ge=1)  # planned; None: local steps × rounds of the federation
-    gradients: Gradients = "auto"  # of each patient: loop (one backward pass each) or hooks (Opacus); auto: measured
-    accountant: Accountant = "prv"
-    evaluation: EvaluationPrivacyConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("give exactly one of epsilon and noise_multiplier, and unset the other with null")
         return self
 
 
@@ -188,11 +152,6 @@ class Plan(StrictModel):
         return self.model_copy(update={"training": training})
 
 
-def evaluated_rounds(every_rounds: int, num_rounds: int) -> list[int]:
-    """Gives the rounds in which the arriving model is judged with noise; the last one is judged after the rounds."""
-    return [*range(every_rounds, num_rounds + 1, every_rounds), num_rounds + 1]
-
-
 class PhantomConfig(StrictModel):
     """Synthetic radiographs, written to ``data.root`` when that folder does not exist yet."""
 
@@ -214,7 +173,9 @@ class TableConfig(StrictModel):
     sex_column: str | None = None  # F or M
     view_column: str | None = None  # PA or AP
     split_column: str | None = None  # train_val or test
-    finding_columns: dict[str, str] = {}  # finding: column; empty: columns named as the findings. Cells: 1, 0 or empty
+    finding_columns: dict[str, str] = Field(
+        default_factory=dict
+    )  # finding: column; empty: columns named as the findings. Cells: 1, 0 or empty
     not_labelled: tuple[str, ...] = ()  # cells that mean not labelled, besides empty ones, such as -1
 
     @field_validator("finding_columns")
@@ -340,39 +301,6 @@ class StrategyConfig(StrictModel):
         odd = [key for key, names in goes_with.items() if getattr(self, key) is not None and self.name not in names]
         if odd:
             raise ValueError(f"{', '.join(odd)} does not go with strategy {self.name!r}: remove it")
-        return self
-
-
-Clipping = Literal["fixed", "adaptive"]
-
-
-class CentralPrivacyConfig(StrictModel):
-    """Differential privacy of whole hospitals, by noise that the centre adds to their clipped average.
-
-    It needs a centre that is trusted, and many hospitals: noise_multiplier / hospitals is the noise on each weight, in
-    units of the clip.
-    """
-
-    clipping: Clipping = "fixed"  # of a hospital's update, by its norm; adaptive follows a quantile of the norms
-    noise_multiplier: float = Field(gt=0.0)  # in units of the clip, on the sum over the hospitals
-    delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
-    clipping_norm: float | None = Field(default=None, gt=0.0)  # fixed
-    initial_clipping_norm: float | None = Field(default=None, gt=0.0)  # adaptive
-    target_clipped_quantile: float | None = Field(default=None, ge=0.0, le=1.0)  # adaptive: share of updates to clip
-    clip_norm_lr: float | None = Field(default=None, gt=0.0, le=10.0)  # adaptive
-    clipped_count_stddev: float | None = Field(default=None, gt=0.0)  # adaptive: noise on how many were clipped
-
-    @model_validator(mode="after")
-    def _settings_fit(self) -> Self:
-        if self.clipping == "fixed":
-            adaptive = ("initial_clipping_norm", "target_clipped_quantile", "clip_norm_lr", "clipped_count_stddev")
-            odd = [key for key in adaptive if getattr(self, key) is not None]
-            if self.clipping_norm is None:
-                raise ValueError("clipping 'fixed' needs clipping_norm: the largest norm that an update keeps")
-        else:
-            odd = ["clipping_norm"] if self.clipping_norm is not None else []
-        if odd:
-            raise ValueError(f"{', '.join(odd)} does not go with clipping {self.clipping!r}: remove it")
         return self
 
 

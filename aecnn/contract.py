@@ -35,9 +35,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from aecnn.config import HOSPITAL_NAME, Plan, StrictModel, validate_config
+from aecnn.config import HOSPITAL_NAME, Plan, validate_config
 from aecnn.errors import ConfigError, FederationError
 from aecnn.findings import NUM_FINDINGS
+from aecnn.strict_model import StrictModel
 
 WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
 REPORT, VALIDATION, HISTOGRAMS = "report", "validation", "histograms"

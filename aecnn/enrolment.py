@@ -14,8 +14,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from aecnn.config import ADDRESS, HOSPITAL_NAME, StrictModel, validate_config
+from aecnn.config import ADDRESS, HOSPITAL_NAME, validate_config
 from aecnn.errors import ConfigError
+from aecnn.strict_model import StrictModel
 
 FINGERPRINT = r"^[0-9a-f]{64}$"
 

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aecnn.config import Backbone, ModelConfig, PrivacyConfig, TrainingConfig
+from aecnn.config import Backbone, ModelConfig, TrainingConfig
 from aecnn.findings import NUM_FINDINGS
 from aecnn.model.joint import build_model
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.loop import build_optimizer
 from aecnn.training.privacy.entropy import SystemEntropy
 from aecnn.training.privacy.promise import Promise

@@ -5,9 +5,9 @@ every field.
 """
 
 from aecnn import contract
-from aecnn.config import EvaluationPrivacyConfig
 from aecnn.contract import HospitalCounts, Request, RoundReport
 from aecnn.errors import PrivacyError
+from aecnn.privacy_config import EvaluationPrivacyConfig
 from aecnn.training.privacy.promise import Promise, promise_of
 from client.refusal import RefusalError
 from client.site import Hospital, PrivacyPolicyConfig, TrainingData

@@ -19,10 +19,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from aecnn import contract
-from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, PrivacyConfig, TrainingConfig, load_config
+from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig, load_config
 from aecnn.contract import Request
 from aecnn.model.joint import build_model
 from aecnn.model.weights import Weights, weights_of
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
 from aecnn.training.privacy.promise import promise_of

@@ -22,7 +22,6 @@ from aecnn.config import (
     Folder,
     ScannerConfig,
     SimulationConfig,
-    StrictModel,
     load_config,
     locate_config,
 )
@@ -35,6 +34,7 @@ from aecnn.data.source import LoadedImages, load_images
 from aecnn.data.split import in_validation
 from aecnn.data.tables import read_list
 from aecnn.errors import FederationError, ManifestError
+from aecnn.strict_model import StrictModel
 from aecnn.training.batches import Rows
 
 NodeSettings = Mapping[str, object]

@@ -27,9 +27,10 @@ from flwr.serverapp.strategy import (
     FedAvg,
 )
 
-from aecnn.config import CentralPrivacyConfig, FederationConfig
+from aecnn.config import FederationConfig
 from aecnn.errors import FederationError
 from aecnn.model.weights import Weights, pack_weights, unpack_weights
+from aecnn.privacy_config import CentralPrivacyConfig
 from aecnn.training.privacy.accounting import Mechanism, epsilon_of
 from server.average import Update
 from server.privacy import epsilon_named

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aecnn.config import StrictModel, dump_config, load_config, validate_config
+from aecnn.config import dump_config, load_config, validate_config
 from aecnn.enrolment import whole_file
 from aecnn.errors import ConfigError
+from aecnn.strict_model import StrictModel
 from server.run_folder import RunFolder
 from server.settings import CentrePaths, ServerConfig
 

@@ -9,10 +9,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from aecnn.config import ADDRESS, HOSPITAL_NAME, StrictModel, dump_config
+from aecnn.config import ADDRESS, HOSPITAL_NAME, dump_config
 from aecnn.contract import code_fingerprint, exchange_schema
 from aecnn.enrolment import FederationFile, split_address, whole_file, write_private
 from aecnn.errors import ConfigError
+from aecnn.strict_model import StrictModel
 from server.centre_template import server_yaml
 from server.certificates import Issued, hosts_of, issue_server_certificate, make_authority, read_issued
 from server.roster import Roster

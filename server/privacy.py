@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aecnn.config import Accountant, Plan, evaluated_rounds
+from aecnn.config import Plan
 from aecnn.contract import HospitalCounts, RoundReport
 from aecnn.errors import PrivacyError
+from aecnn.privacy_config import Accountant, evaluated_rounds
 from aecnn.training.privacy.accounting import LARGEST_EPSILON, Mechanism, epsilon_of
 from aecnn.training.privacy.promise import Promise, promise_of
 from server.words import counted

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aecnn.config import HOSPITAL_NAME, StrictModel, validate_config
+from aecnn.config import HOSPITAL_NAME, validate_config
 from aecnn.contract import told
 from aecnn.enrolment import FINGERPRINT, EnrolmentRequest, key_fingerprint, whole_file
 from aecnn.errors import ConfigError, FederationError
+from aecnn.strict_model import StrictModel
 from server.run_folder import now_iso
 
 if TYPE_CHECKING:  # Flower takes seconds to import, and most commands do without

@@ -15,13 +15,13 @@ from aecnn.config import (
     ModelConfig,
     Plan,
     SimulationConfig,
-    StrictModel,
     TrainingConfig,
     load_config,
     refuse_mixed_patients,
     refuse_noise_on_statistics,
 )
 from aecnn.errors import ConfigError
+from aecnn.strict_model import StrictModel
 
 
 class ServerConfig(StrictModel):

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from aecnn.cli import app
 from aecnn.commands import privacy_audit
-from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig, Plan, PrivacyConfig, TrainingConfig
+from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig
 from aecnn.data.manifest import read_manifest
 from aecnn.data.source import load_images
 from aecnn.errors import ConfigError
 from aecnn.evaluation.auroc import auroc
 from aecnn.model.joint import build_model
 from aecnn.model.loss import joint_loss_per_image
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.privacy.audit import (
     Evidence,
     _conjugate_gradients,

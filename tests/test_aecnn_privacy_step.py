@@ -8,13 +8,14 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig, Plan, PrivacyConfig, TrainingConfig
+from aecnn.config import DatasetConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig
 from aecnn.data.manifest import read_manifest
 from aecnn.data.source import load_images
 from aecnn.errors import ModelError, PrivacyError
 from aecnn.model.joint import build_architecture, build_model
 from aecnn.model.loss import joint_loss_per_image
 from aecnn.model.weights import weights_of
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.loop import build_optimizer, train_locally
 from aecnn.training.privacy import step as step_module
 from aecnn.training.privacy.entropy import gaussian

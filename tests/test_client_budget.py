@@ -12,11 +12,12 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from aecnn import contract
-from aecnn.config import EvaluationPrivacyConfig, ModelConfig, PrivacyConfig, load_config
+from aecnn.config import ModelConfig, load_config
 from aecnn.contract import RoundReport
 from aecnn.errors import ConfigError, PrivacyError
 from aecnn.evaluation.noised import NOISED_BINS
 from aecnn.findings import NUM_FINDINGS
+from aecnn.privacy_config import EvaluationPrivacyConfig, PrivacyConfig
 from aecnn.training.privacy.accounting import Mechanism, epsilon_of
 from client import app as app_module
 from client.audit_log import AuditLog, last_with

@@ -8,10 +8,11 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from aecnn import contract
-from aecnn.config import EvaluationPrivacyConfig, ModelConfig, PrivacyConfig
+from aecnn.config import ModelConfig
 from aecnn.contract import HospitalCounts, RoundReport, ValidationReport
 from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.evaluation.noised import NOISED_BINS
+from aecnn.privacy_config import EvaluationPrivacyConfig, PrivacyConfig
 from aecnn.training.privacy.promise import promise_of
 from client.app import app as installed_app
 from client.guard import guard_egress

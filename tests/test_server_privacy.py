@@ -20,21 +20,14 @@ from scipy.stats import norm
 
 import simulations.cli
 from aecnn import contract
-from aecnn.config import (
-    CentralPrivacyConfig,
-    FederationConfig,
-    ImagesConfig,
-    ModelConfig,
-    Plan,
-    TrainingConfig,
-    validate_config,
-)
+from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig, validate_config
 from aecnn.contract import HospitalCounts, RoundReport
 from aecnn.errors import ConfigError, FederationError
 from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.evaluation.noised import NOISED_BINS, auroc_of_noised
 from aecnn.evaluation.report.history import history_of
 from aecnn.model.weights import pack_weights
+from aecnn.privacy_config import CentralPrivacyConfig
 from aecnn.training.privacy.accounting import Mechanism, epsilon_of, noise_for
 from aecnn.training.privacy.promise import promise_of
 from federation_in_process import small_config

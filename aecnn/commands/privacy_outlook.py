@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aecnn.config import Accountant, EvaluationPrivacyConfig, evaluated_rounds
 from aecnn.errors import ConfigError
 from aecnn.evaluation.noised import expected_auroc_error, fewest_images
+from aecnn.privacy_config import Accountant, EvaluationPrivacyConfig, evaluated_rounds
 from aecnn.progress import OnProgress
 from aecnn.training.privacy.accounting import LARGEST_EPSILON, Mechanism, default_delta, epsilon_of, noise_for
 

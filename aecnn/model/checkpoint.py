@@ -16,11 +16,12 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from aecnn.config import ImagesConfig, ModelConfig, StrictModel
+from aecnn.config import ImagesConfig, ModelConfig
 from aecnn.errors import CheckpointError, ModelError
 from aecnn.findings import FINDINGS
 from aecnn.model.joint import JointAECNN, build_architecture
 from aecnn.model.weights import Array, Weights, faults_of, load_weights, rename_old
+from aecnn.strict_model import StrictModel
 
 SUFFIX = ".safetensors"
 HEADER_KEY = "aecnn"

@@ -19,8 +19,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from aecnn.config import Accountant
 from aecnn.errors import PrivacyError
+from aecnn.privacy_config import Accountant
 
 LARGEST_EPSILON = 1e4  # beyond it the accountants' arithmetic ends, and a promise means nothing long before
 LARGEST_NOISE = 1e4

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from aecnn.config import Plan, PrivacyConfig
+from aecnn.config import Plan
 from aecnn.errors import PrivacyError
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.privacy.accounting import Mechanism, default_delta, epsilon_of, noise_for
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aecnn.config import PrivacyConfig, TrainingConfig
+from aecnn.config import TrainingConfig
 from aecnn.errors import ModelError
 from aecnn.model.joint import JointAECNN
+from aecnn.privacy_config import PrivacyConfig
 from aecnn.training.batches import Rows
 from aecnn.training.privacy.entropy import Entropy, gaussian
 from aecnn.training.privacy.gradients import Gradients, Images, hook_gradients, loop_gradients, trained
