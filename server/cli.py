@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -450,7 +451,8 @@ def _tell_link(paths: CentrePaths, roster: Any, done: str) -> None:
     from server.roster import register_hospitals
 
     try:
-        register_hospitals(Control(link_of(paths, _config(paths.folder))), roster)
+        with closing(Control(link_of(paths, _config(paths.folder)))) as control:
+            register_hospitals(control, roster)
     except FederationError as error:
         raise FederationError(f"{error}. The roster is written; the coordinator goes on trying to tell it") from error
     say_plain(console, f"{done}, from now on")
@@ -462,7 +464,8 @@ def _online(paths: CentrePaths) -> set[str] | None:
     from server.flower import Control, LinkError
 
     try:
-        return {node.public_key for node in Control(link_of(paths, _config(paths.folder))).nodes() if node.is_online}
+        with closing(Control(link_of(paths, _config(paths.folder)))) as control:
+            return {node.public_key for node in control.nodes() if node.is_online}
     except LinkError:
         return None
 

@@ -152,6 +152,8 @@ class Deployed:
         """Starts the centre (`centre`) or hospitals by name; their output goes to a file in their folder."""
         for name in names:
             folder = self.centre if name == "centre" else self.hospitals[name]
+            if name in self.processes:  # it was told to stop, or was killed
+                self.processes[name].wait(timeout=60)
             program = "flower-server" if name == "centre" else "aecnn-client"
             with (folder / "output.log").open("ab") as output:
                 self.processes[name] = subprocess.Popen(

@@ -49,7 +49,7 @@ def test_who_has_spent_the_budget_answers_with_a_code_and_a_killed_worker_pays_o
     assert {name: _spent(folder) for name, folder in deployed.hospitals.items()} == pytest.approx(
         {"hospital-1": _epsilon(ROUNDS), "hospital-2": _epsilon(ROUNDS), "hospital-3": _epsilon(1)}
     )
-    told = deployed.rounds()[-1]["hospitals"]["hospital-1"]["epsilon"]
+    told = deployed.rounds()[-1]["privacy"]["hospital-1"]["epsilon"]
     assert told == pytest.approx(_epsilon(ROUNDS))  # the same number at the centre
     card = json.loads((deployed.run_folder() / "model_card.json").read_text())
     assert card["privacy"]["patients"]["hospitals"]["hospital-1"]["epsilon"] == told
