@@ -155,8 +155,8 @@ def _norms(gradient: Tensor) -> Tensor:
 def uses_hooks(privacy: PrivacyConfig, device: torch.device) -> bool:
     """Whether gradients come from hooks: by default on a GPU, which one patient at a time would leave idle.
 
-    On a CPU neither way leads everywhere (ResNet-18: the loop 1.5 times as fast; DenseNet-121: hooks 1.3 times), and the
-    loop takes half the memory (`benchmarks/results/privacy_cost.md`).
+    On a CPU neither way leads everywhere (ResNet-18: the loop is 1.5 times as fast; DenseNet-121: hooks are 1.3 times),
+    and the loop takes half the memory (`benchmarks/results/privacy_cost.md`).
     """
     return device.type == "cuda" if privacy.gradients == "auto" else privacy.gradients == "hooks"
 
