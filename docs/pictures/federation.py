@@ -40,7 +40,9 @@ def federation(centre: Path) -> Console:
     """Shows the first run's table."""
     run = min((centre / "runs").iterdir(), key=lambda path: path.name)
     console = Console(record=True, width=WIDTH, file=io.StringIO())
-    console.print(rounds_table(HistoryReader(run / "history.jsonl").new_events()))
+    events = HistoryReader(run / "history.jsonl").new_events()
+    num_rounds = max(event["round"] for event in events if event["event"] == "round")
+    console.print(rounds_table(events, num_rounds=num_rounds))
     return console
 
 
