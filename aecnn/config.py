@@ -93,7 +93,7 @@ class TrainingConfig(StrictModel):
     """Local training at one hospital in one round."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(default=1e-4, gt=0.0)
+    learning_rate: float = Field(default=1e-4, gt=0.0, le=100.0)
     weight_decay: float = Field(default=1e-5, ge=0.0)
     batch_size: int = Field(default=8, ge=1)  # with privacy: images in memory at a time, and no part of the promise
     local_epochs: int | None = Field(default=None, ge=1)

@@ -26,9 +26,9 @@ class PrivacyConfig(StrictModel):
     epsilon: float | None = Field(default=None, gt=0.0)  # of all local steps of the plan; the noise is solved for it
     noise_multiplier: float | None = Field(default=None, gt=0.0)  # or the noise, in units of max_grad_norm
     delta: float | None = Field(default=None, gt=0.0, lt=1.0)  # None: min(1e-5, 1/(10·patients)) at each hospital
-    max_grad_norm: float = Field(default=1.0, gt=0.0)  # a patient's gradient is clipped to it
+    max_grad_norm: float = Field(default=1.0, ge=1e-4, le=1e4)  # a patient's gradient is clipped to it
     sample_rate: float = Field(gt=0.0, le=1.0)  # of each patient, in each step
-    images_per_patient: int = Field(default=1, ge=1)  # drawn of a sampled patient; their gradients are averaged
+    images_per_patient: int = Field(default=1, ge=1, le=16)  # drawn of a sampled patient; their gradients are averaged
     total_steps: int | None = Field(default=None, ge=1)  # planned; None: local steps × rounds of the federation
     gradients: Gradients = "auto"  # of each patient: loop (one backward pass each) or hooks (Opacus); auto: measured
     accountant: Accountant = "prv"

@@ -7,6 +7,7 @@ that was edited, moved or cut is found. Who rewrites log and state together is f
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +54,10 @@ class AuditLog:
         """Writes one line; it is on the disk, and its hash in the state, before the call returns."""
         number, previous = (1, BEGIN) if self.head is None else (self.head.length + 1, self.head.head)
         line = {"number": number, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entry}
-        line["previous"] = previous
+        line |= {
+            "salt": secrets.token_hex(16),
+            "previous": previous,
+        }  # the hash is told: without, guesses could be tried
         line["hash"] = hash_of(line)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab") as file:

@@ -125,9 +125,16 @@ class Desk:
         Progress.of(deployment, request).tell(_PHASES.get(kind, "delivering"))
         reserved = self._reserved(message, request, asked, config.policy, deployment)
         epsilon = None if reserved is None else reserved.epsilon
-        answer = self._made(message, replace(deployment, epsilon=epsilon))
+        try:
+            answer = self._made(message, replace(deployment, epsilon=epsilon))
+            if answer.reply.has_content():
+                self._check_still_allowed(asked)
+        except RefusalError as error:
+            self._spend_on_code(reserved, error.code)
+            raise
+        if not answer.reply.has_content():
+            self._spend_on_code(reserved, answer.reply.error.code)
         if answer.reply.has_content():
-            self._check_still_allowed(asked)
             if kind != contract.DELIVER:
                 self._state.set_validation_fraction(request.validation_fraction)
             if kind in KEPT_KINDS:
@@ -145,7 +152,10 @@ class Desk:
             RefusalError: The site file, the budget or the ledger does not allow it.
             AecnnError: The plan cannot be kept with these data.
         """
-        if policy is None or asked.key.kind == contract.DELIVER or request.plan.training.privacy is None:
+        if policy is None or asked.key.kind == contract.DELIVER:
+            return None
+        if request.plan.training.privacy is None:
+            self._spending.refuse_less_than_before(request, policy)
             return None
         refuse_against_policy(message, _context(message, deployment), lambda allowed, _: allowed)  # costs nothing yet
         reserved = self._spending.reserve(request, asked, policy)
@@ -165,6 +175,16 @@ class Desk:
             self._spending.settle(reserved, content=content)
         elif policy is not None and request.plan.training.privacy is None:
             self._spending.record_unprotected(request, asked, policy, content=content)
+
+    def _spend_on_code(self, reserved: Reserved | None, code: int) -> None:
+        """Takes a code that came of private work for the answer that was paid for: asked again, it costs again.
+
+        Whether a training ends in weights or in a code may follow from the noise that was drawn. Repeated for nothing,
+        it would tell more with every try. Only after a crash, of which nobody was told, it goes on as it was paid for.
+        """
+        if reserved is not None:
+            self._paths.checkpoint.unlink(missing_ok=True)
+            self._spending.settle(reserved, content=f"code {code}")
 
     def _check_still_allowed(self, asked: Asked) -> None:
         """Keeps in what was made while the hospital thought better of it; hours and a pause let it be finished.

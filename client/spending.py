@@ -25,6 +25,7 @@ from client.site import Hospital, PolicyConfig, PrivacyPolicyConfig, TrainingDat
 from client.state import SiteState
 
 LINE_KEY = "ledger"  # of a line of the audit log: the mark of the ledger after the answer
+_ROUNDING = 1e-3  # of ε: the noise was solved for the limit
 _MARK_KEYS = ("id", "sequence", "mark")
 
 
@@ -72,6 +73,7 @@ class Spending:
                 return None
             reservation = ledger.reserve(costs, self._about(request, asked), limit_of(policy.privacy))
             self._note(ledger)
+            self._refuse_many_evaluations(hospital, data, request, policy.privacy, ledger)
             epsilon = None
             if asked.key.kind == contract.TRAIN:
                 promise = promise_at(hospital, data, request)
@@ -80,6 +82,22 @@ class Spending:
         except PrivacyError as error:
             raise RefusalError(contract.CODE_BUDGET, str(error)) from error
         return Reserved(reservation, ledger, epsilon)
+
+    def refuse_less_than_before(self, request: Request, policy: PolicyConfig) -> None:
+        """Refuses a request without privacy in a run that had it: exact figures would stand beside noised ones.
+
+        Raises:
+            RefusalError: The run was answered with differential privacy, or the ledger is not to be trusted.
+        """
+        if policy.privacy.ledger_folder is None:
+            return
+        try:
+            charges = self._ledger(policy.privacy).charges()
+        except PrivacyError as error:
+            raise RefusalError(contract.CODE_BUDGET, str(error)) from error
+        if any(charge.is_protected and charge.about.run_id == request.run_id for charge in charges):
+            reason = f"run {request.run} was answered with differential privacy, and now asks without"
+            raise RefusalError(contract.CODE_AGAINST_POLICY, reason)
 
     def settle(self, reserved: Reserved, *, content: str) -> None:
         """Notes which answer was paid for; the answer may leave afterwards, and not before.
@@ -130,6 +148,21 @@ class Spending:
             self._note(ledger)
         except PrivacyError as error:
             raise RefusalError(contract.CODE_BUDGET, str(error)) from error
+
+    @staticmethod
+    def _refuse_many_evaluations(
+        hospital: Hospital, data: TrainingData, request: Request, policy: PrivacyPolicyConfig, ledger: Ledger
+    ) -> None:
+        """Holds all of a run's noised histograms together against the site file's limit; what was reserved is spent."""
+        promise = promise_at(hospital, data, request)
+        if promise is None or policy.max_evaluation_epsilon is None:
+            return
+        spent = ledger.spent_of_run(request.run_id, delta=promise.delta, what=EVALUATE)
+        if spent > policy.max_evaluation_epsilon * (1.0 + _ROUNDING):
+            raise PrivacyError(
+                f"the noised histograms of run {request.run} come to ε {spent:.2f} at δ {promise.delta:.3g}, and "
+                f"policy.privacy.max_evaluation_epsilon is {policy.max_evaluation_epsilon:g}"
+            )
 
     def _about(self, request: Request, asked: Asked) -> About:
         key = asked.key
