@@ -485,3 +485,50 @@ def test_the_last_line_with_a_key_is_found_across_blocks_of_the_log(tmp_path, mo
         monkeypatch.setattr("client.audit_log._TAIL_BYTES", block)
         assert last_with(tmp_path / "audit.jsonl", "ledger")["ledger"] == {"id": "x"}
         assert last_with(tmp_path / "audit.jsonl", "absent") is None
+
+
+def test_work_that_ends_in_a_code_is_paid_for_and_costs_again(site, train, ledger_folder):
+    """Whether it ends so may follow from the noise: tried for nothing, it would tell more each time."""
+
+    def fail():
+        raise RuntimeError
+
+    calls = []
+    failing = Desk(site, _app(calls, at_work=fail))
+    assert [_code(failing.answer(train())) for _ in range(2)] == [contract.CODE_FAILED] * 2
+    assert _code(Desk(site, _app(calls)).answer(train())) == 0
+    charges = Ledger.open(ledger_folder).charges()
+    assert [charge.content == "code 100" for charge in charges] == [True, True, False]
+    assert Ledger.open(ledger_folder).spent(delta=DELTA) == epsilon_of([Mechanism(0.917, 0.05, 120)], delta=DELTA)
+
+
+@pytest.mark.parametrize("kind", [contract.JOIN, contract.TRAIN, contract.EVALUATE])
+def test_a_run_that_had_privacy_is_not_answered_without(kind, site, train):
+    desk = Desk(site, _app([]))
+    assert _code(desk.answer(train())) == 0
+    plain = centre_message(kind, weights=initial_weights(), round=2)
+    assert _code(desk.answer(plain)) == contract.CODE_AGAINST_POLICY
+    assert "was answered with differential privacy, and now asks without" in _lines(site)[-1]["decision"]
+
+
+def test_more_noised_histograms_than_the_site_allows_in_a_run_are_refused(
+    site, train, ledger_folder, phantom_64px, weights
+):
+    noised = PRIVACY.model_copy(
+        update={"evaluation": EvaluationPrivacyConfig(epsilon=1.0, every_rounds=1, total_evaluations=1)}
+    )
+    plan = PLAN_WITH_PRIVACY.model_copy(
+        update={"training": PLAN_WITH_PRIVACY.training.model_copy(update={"privacy": noised})}
+    )
+    write_site(site, phantom_64px, privacy=_privacy(ledger_folder, max_evaluation_epsilon=1.0))
+    desk = Desk(site, _app([]))
+    assert _code(desk.answer(train(plan=plan))) == 0
+    assert _code(desk.answer(train(plan=plan, round=2))) == contract.CODE_BUDGET
+    assert "policy.privacy.max_evaluation_epsilon is 1" in _lines(site)[-1]["decision"]
+
+
+def test_no_two_lines_of_the_log_can_be_guessed_from_their_hash(site, train):
+    Desk(site, _app([])).answer(train())
+    salts = {line["salt"] for line in _lines(site)}
+    assert len(salts) == len(_lines(site))
+    assert all(len(salt) == 32 for salt in salts)
