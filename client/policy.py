@@ -13,6 +13,7 @@ from aecnn.contract import Request
 from aecnn.training.batches import Rows
 from aecnn.training.loop import batching_of
 from aecnn.training.seeds import derive_seed
+from client.deployment import deployment_of
 from client.privacy import promise_at
 from client.refusal import RefusalError
 from client.site import AcceptedConfig, PolicyConfig, TrainingData, hospital_of, read_training_data
@@ -36,12 +37,18 @@ def refuse_against_policy(message: Message, context: Context, call_next: ClientA
         data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
         check_patients(policy, data)
         check_steps(policy, request.plan, data, kind)
-        promise_at(hospital, data, request)
+        promise = promise_at(hospital, data, request)
+        if promise is not None and policy.privacy.ledger_folder is not None and _has_no_desk(context):
+            raise RefusalError(contract.CODE_BUDGET, "no desk stands before the app, so nothing would be in the ledger")
         if kind == contract.TRAIN and request.plan.training.privacy is None:  # else nobody may know who is drawn
             check_batches(policy, request, data, hospital=hospital.config.name)
         if kind == contract.EVALUATE:
             check_validation(policy, data)
     return call_next(message, context)
+
+
+def _has_no_desk(context: Context) -> bool:
+    return deployment_of(context.node_config) is None
 
 
 def policy_of(policy: PolicyConfig | None) -> PolicyConfig:

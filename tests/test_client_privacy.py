@@ -168,3 +168,9 @@ def test_a_model_that_mixes_patients_is_refused_under_privacy(site, weights):
     record = dict(message.content[contract.REQUEST]) | {"plan-json": json.dumps(plan)}
     message.content[contract.REQUEST] = ConfigRecord(record)
     assert asked(installed_app, message, site).error.code == contract.CODE_REFUSED
+
+
+def test_a_real_hospital_answers_nothing_private_where_nobody_would_pay(phantom_64px, site, weights, tmp_path):
+    """The app under a SuperNode of somebody's own, without our worker: no ledger would know of it."""
+    write_site(site, phantom_64px, privacy={"patients": DECLARED, "ledger_folder": str(tmp_path / "ledger")})
+    assert _trained(site, weights, _plan()).error.code == contract.CODE_BUDGET
