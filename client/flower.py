@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
@@ -122,6 +123,8 @@ class TaskSource:
 
     def __init__(self, node: LocalNode) -> None:
         self._node = node
+        self._held = ""  # the token of a task that was taken while another's message did not come
+        self._taking = threading.Lock()
         # No retries: the SuperNode may be restarting, and the worker waits by itself.
         self._client = RuntimeHttpClient.from_server_address(
             node.address,
@@ -148,8 +151,8 @@ class TaskSource:
 
     @contextmanager
     def _next_task(self) -> Iterator[Task | None]:
-        token = self._acquire()
-        if token is None:
+        token, self._held = self._held or self._acquire(), ""
+        if not token:
             yield None
             return
         client = RuntimeHttpClient.from_server_address(
@@ -164,42 +167,86 @@ class TaskSource:
         )
         heartbeat = HeartbeatSender(_Heartbeat(client))
         heartbeat.start()
-        status = SubStatus.FAILED
+        # A task that ends without an answer is left to lapse: only then does the SuperNode answer in its place.
+        # One that is said to have failed would be waited for without end.
+        task = None
         try:
-            task = _pulled(client)
-            if task is None:
-                yield None
-                return
+            task = self._pulled(client)
             yield task
-            status = SubStatus.COMPLETED if task.is_answered else SubStatus.FAILED
         finally:
-            try:
-                client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
-            except httpx.HTTPError as error:
-                log.warning("The SuperNode no longer knows this task (%s)", type(error).__name__)
+            if task is not None and task.is_answered:
+                _end_task(client, SubStatus.COMPLETED)
             heartbeat.stop()
             client.close()
 
-    def _acquire(self) -> str | None:
+    def _pulled(self, client: RuntimeHttpClient) -> Task | None:
+        """The task, None where its message cannot be had: there is nothing to log or to answer then."""
+        watched: Any = _Watched(client, self._has_another)
+        try:
+            message, context, _run, _bundle = pull_task_input(watched)  # the bundle is dropped here, unread
+        except _UNREADABLE as error:
+            log.error("A message that Flower cannot read came (%s): its task is left to lapse", type(error).__name__)
+            return None
+        except _AbandonedError:
+            log.warning("The SuperNode gave a message up before it was here, and has another one")
+            _end_task(client, SubStatus.FAILED)
+            return None
+        return Task(message, context, client)
+
+    def _has_another(self) -> bool:
+        """Whether the SuperNode has a further task: it is taken, and is the next one."""
+        with self._taking:
+            self._held = self._held or self._acquire()
+            return self._held != ""
+
+    def _acquire(self) -> str:
+        """The token of a task that waits; empty where none does."""
         try:
             answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except httpx.TransportError:
-            return None  # the SuperNode starts, or starts again
-        return str(answer.token) if answer.HasField("task") and answer.token else None
+            return ""  # the SuperNode starts, or starts again
+        return str(answer.token) if answer.HasField("task") else ""
 
     def wait(self) -> None:
         """Waits a moment before the next question."""
         time.sleep(POLL_INTERVAL_S)
 
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
 
-def _pulled(client: RuntimeHttpClient) -> Task | None:
-    """The task, None where Flower itself cannot read its message: there is nothing to log or to answer then."""
+
+class _AbandonedError(Exception):
+    """The SuperNode went on to another message before the one of this task was here."""
+
+
+class _Watched:
+    """A client for pulling a message, which ends the wait for one that will never be here.
+
+    Where a run ends while the SuperNode fetches a message of it, 1.39 keeps message and task and fetches no further.
+    It handles one message after the other, so another task tells that this one was abandoned.
+    """
+
+    def __init__(self, client: RuntimeHttpClient, has_another: Callable[[], bool]) -> None:
+        self._client = client
+        self._has_another = has_another
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullObject(self, asked: PullObjectRequest) -> PullObjectResponse:  # noqa: N802 - Flower's name
+        """Pulls a part of the message."""
+        given = self._client.PullObject(asked)
+        if given.object_found and not given.object_available and self._has_another():
+            raise _AbandonedError
+        return given
+
+
+def _end_task(client: RuntimeHttpClient, status: str) -> None:
     try:
-        message, context, _run, _bundle = pull_task_input(client)  # the bundle is dropped here, unread
-    except _UNREADABLE as error:
-        log.error("A message that Flower cannot read came (%s): the SuperNode is told so", type(error).__name__)
-        return None
-    return Task(message, context, client)
+        client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+    except httpx.HTTPError as error:
+        log.warning("The SuperNode no longer knows this task (%s)", type(error).__name__)
 
 
 def _short_retries() -> RetryInvoker:
