@@ -190,7 +190,7 @@ def _judge(
         if evaluation is None or noise is None:
             return
         noised = noised_counts(
-            _outputs(model, data, request, device).logits,
+            _outputs(model, data, request, device, batch_size=1).logits,  # who else is in a batch may change a last bit
             targets,
             data.loaded.manifest.table["patient"].iloc[data.validation_rows].tolist(),
             images_per_patient=evaluation.images_per_patient,
@@ -199,7 +199,8 @@ def _judge(
         )
         content[contract.HISTOGRAMS] = to_array_record({contract.NOISED_COUNTS: noised})
         return
-    outputs = _outputs(model, data, request, device)
+    batch_size = max(request.plan.training.batch_size, MIN_JUDGING_BATCH)
+    outputs = _outputs(model, data, request, device, batch_size=batch_size)
     sums = ValidationReport(
         num_images=data.validation_rows.size, bce_sum=float(outputs.bce.sum()), mse_sum=float(outputs.mse.sum())
     )
@@ -208,10 +209,10 @@ def _judge(
     content[contract.HISTOGRAMS] = to_array_record({contract.SCORE_COUNTS: counts})
 
 
-def _outputs(model: JointAECNN, data: TrainingData, request: Request, device: torch.device) -> Outputs:
+def _outputs(
+    model: JointAECNN, data: TrainingData, request: Request, device: torch.device, *, batch_size: int
+) -> Outputs:
     """Runs the model on the validation images, in smaller batches where the GPU's memory asks for it."""
-    training = request.plan.training
-    batch_size = max(training.batch_size, MIN_JUDGING_BATCH)
     while True:
         try:
             return run_model(
@@ -221,7 +222,7 @@ def _outputs(model: JointAECNN, data: TrainingData, request: Request, device: to
                 request.plan.images,
                 batch_size=batch_size,
                 device=device,
-                precision=training.precision,
+                precision=request.plan.training.precision,
             )
         except torch.OutOfMemoryError:
             if batch_size == 1:

@@ -36,7 +36,7 @@ class RunSpent:
     run_id: str
     rounds: int  # trained with noise
     evaluations: int  # noised histograms
-    unprotected: int  # rounds trained without noise
+    unprotected: int  # answers without noise: counts, figures or weights
     unsettled: int  # charges reserved whose answer was never kept
     epsilon: float  # of its patient who has spent most in it
 
@@ -61,7 +61,7 @@ class Budget:
 
     @property
     def unprotected(self) -> int:
-        """Rounds that left without differential privacy; ε does not speak of them."""
+        """Answers that left without differential privacy; ε does not speak of them."""
         return sum(run.unprotected for run in self.runs)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Budget:
             "settled": _finite(self.settled_epsilon),
             "reserved": _finite(self.epsilon - self.settled_epsilon),
             "left": self.left,
-            "unprotected_rounds": self.unprotected,
+            "unprotected_answers": self.unprotected,
             "runs": [{**vars(run), "epsilon": _finite(run.epsilon)} for run in self.runs],
             "charges": [_charge_json(charge) for charge in self.charges],
         }
@@ -139,8 +139,8 @@ def show_budget(budget: Budget, console: Console) -> None:
         more = _said(budget.epsilon - budget.settled_epsilon)
         rows.insert(3, ("reserved", f"{more} of it, by answers that were begun and not given yet; it counts as spent"))
     if budget.unprotected:
-        rounds = counted(budget.unprotected, "round")
-        rows.append(("unprotected", f"{rounds} left without differential privacy; ε speaks of the others only"))
+        answers = counted(budget.unprotected, "answer")
+        rows.append(("unprotected", f"{answers} left without differential privacy; ε speaks of the others only"))
     for label, text in rows:
         say_plain(console, f"{label:<12}{text}")
     if budget.runs:
@@ -200,7 +200,7 @@ def _run_spent(own: Sequence[Charge], epsilon: float) -> RunSpent:
         run_id=own[0].about.run_id,
         rounds=rounds,
         evaluations=sum(charge.what not in (TRAIN, UNPROTECTED) for charge in protected),
-        unprotected=len(settled) - len(protected),
+        unprotected=len({charge.about for charge in settled if not charge.is_protected}),
         unsettled=len(own) - len(settled),
         epsilon=epsilon,
     )

@@ -128,20 +128,23 @@ class Desk:
         try:
             answer = self._made(message, replace(deployment, epsilon=epsilon))
             if answer.reply.has_content():
-                self._check_still_allowed(asked)
+                self._check_still_allowed(asked, reserved)
         except RefusalError as error:
             self._spend_on_code(reserved, error.code)
             raise
         if not answer.reply.has_content():
             self._spend_on_code(reserved, answer.reply.error.code)
-        if answer.reply.has_content():
-            if kind != contract.DELIVER:
-                self._state.set_validation_fraction(request.validation_fraction)
-            if kind in KEPT_KINDS:
-                self._replies.keep(asked, Kept(answer.reply.content, answer.inventory))
-                self._paths.checkpoint.unlink(missing_ok=True)
-                self._settle(request, asked, config.policy, reserved, content=digest_of(answer.inventory))
+        elif kind != contract.DELIVER:
+            self._state.set_validation_fraction(request.validation_fraction)
+            self._keep(answer, asked)
+            self._settle(request, asked, config.policy, reserved, content=_digest(answer, kind))
         return answer
+
+    def _keep(self, answer: _Answer, asked: Asked) -> None:
+        """Keeps an answer that took work, for when the same is asked again."""
+        if asked.key.kind in KEPT_KINDS:
+            self._replies.keep(asked, Kept(answer.reply.content, answer.inventory))
+            self._paths.checkpoint.unlink(missing_ok=True)
 
     def _reserved(
         self, message: Message, request: Request, asked: Asked, policy: PolicyConfig | None, deployment: Deployment
@@ -186,7 +189,7 @@ class Desk:
             self._paths.checkpoint.unlink(missing_ok=True)
             self._spending.settle(reserved, content=f"code {code}")
 
-    def _check_still_allowed(self, asked: Asked) -> None:
+    def _check_still_allowed(self, asked: Asked, reserved: Reserved | None) -> None:
         """Keeps in what was made while the hospital thought better of it; hours and a pause let it be finished.
 
         Raises:
@@ -198,6 +201,8 @@ class Desk:
             self._paths.checkpoint.unlink(missing_ok=True)  # it may hold what a patient withdrew
             reason = "the policy or a list of withdrawn patients changed while the answer was made"
             raise RefusalError(contract.CODE_WITHHELD, reason)
+        if reserved is not None:
+            self._spending.refuse_other_patients(reserved)
 
     def _made(self, message: Message, deployment: Deployment) -> _Answer:
         """Has the app answer, in a context that holds nothing of the centre's."""
@@ -226,6 +231,12 @@ def _context(message: Message, deployment: Deployment) -> Context:
 def _refused(code: int, reason: str, message: Message) -> _Answer:
     log.error("Code %d (%s): %s", code, contract.CODE_TEXT[code], printable(reason))
     return _Answer(refusal(code, message), _words(code, reason))
+
+
+def _digest(answer: _Answer, kind: str) -> str:
+    """What the ledger knows an answer by: all of it where it is kept, and the same each time where it is made anew."""
+    told = {name: records for name, records in answer.inventory.items() if name != contract.AUDIT}
+    return digest_of(answer.inventory if kind in KEPT_KINDS else told)
 
 
 def _words(code: int, reason: str) -> str:

@@ -199,21 +199,20 @@ class Ledger:
             for number in latest.values():
                 self._settle(connection, number, content)
 
-    def record_unprotected(self, patients: Sequence[str], about: About, *, steps: int, content: str) -> None:
-        """Notes, once, that a training's answer leaves without differential privacy; no cap counts it.
+    def record_unprotected(self, told_of: Sequence[Cost], about: About, *, content: str) -> None:
+        """Notes, once, that an answer leaves without differential privacy; no cap counts it.
 
         Args:
-            patients: Of the training.
+            told_of: Whom it tells of, each `UNPROTECTED`.
             about: Which answer.
-            steps: Of the training.
             content: Digest of the answer.
         """
-        cost = Cost(UNPROTECTED, patients, Mechanism(0.0, 1.0, steps))
         with self._store.changing() as connection:
             if any(charge.about == about and charge.content == content for charge in _charges(connection)):
                 return
-            number = _add(connection, cohort_of(connection, self._store.keys_of(patients)), cost, about)
-            self._settle(connection, number, content)
+            for cost in told_of:
+                number = _add(connection, cohort_of(connection, self._store.keys_of(cost.patients)), cost, about)
+                self._settle(connection, number, content)
 
     def num_patients(self) -> int:
         """Gives how many patients anything was ever done to."""
@@ -225,6 +224,10 @@ class Ledger:
         with self._store.reading() as connection:
             return _charges(connection)
 
+    def noted_epsilon(self) -> float:
+        """Gives ε of the patient who has spent most as it was noted with each charge, at its δ: nothing is composed."""
+        return max((charge.epsilon or 0.0 for charge in self.charges()), default=0.0)
+
     def spent(self, *, delta: float, settled_only: bool = False) -> float:
         """Gives ε of the patient who has spent most, over the life of the data.
 
@@ -235,7 +238,7 @@ class Ledger:
         return self._spent([charge for charge in self.charges() if charge.content or not settled_only], delta)
 
     def spent_of_run(self, run_id: str, *, delta: float, what: What | None = None) -> float:
-        """Gives ε of the patient who has spent most in one run.
+        """Gives ε of the patient who has spent most in one run, by the answers of all clients.
 
         Args:
             run_id: The run.

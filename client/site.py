@@ -7,7 +7,7 @@ A simulated hospital has one too, written by ``aecnn-simulate``. Where Flower si
 import hashlib
 import logging
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from weakref import WeakKeyDictionary
@@ -160,14 +160,21 @@ def hospital_of(node_config: NodeSettings, run_config: NodeSettings) -> Hospital
 
 
 def read_hospital(site_file: Path) -> Hospital:
-    """Reads a site file and the manifest of its patients, once for as long as neither file nor withdrawals change.
+    """Reads a site file, and the manifest of its patients once for as long as neither file nor withdrawals change.
+
+    Another policy is another `Hospital` with the same manifest: it decides what may be asked, and not who is there.
 
     Raises:
         ConfigError: The site file is faulty.
         ManifestError: The dataset is faulty, or holds none of the hospital's patients.
     """
     config = load_config(site_file, SiteConfig)
-    return _kept(site_file, config, lambda: _read_hospital(site_file, config))
+    basis = config.model_copy(update={"policy": None})
+    hospital = _kept(site_file, basis, lambda: _read_hospital(site_file, config))
+    if hospital.config != config:
+        hospital = replace(hospital, config=config)
+        _hospitals[site_file] = (*_hospitals[site_file][:2], hospital)
+    return hospital
 
 
 def _read_hospital(site_file: Path, config: SiteConfig) -> Hospital:
@@ -208,14 +215,14 @@ _hospitals: dict[Hashable, tuple[ConsentState, StrictModel, Hospital]] = {}
 _training_data: WeakKeyDictionary[Hospital, tuple[tuple[int, float], TrainingData]] = WeakKeyDictionary()
 
 
-def _kept(key: Hashable, config: SiteConfig | SimulationConfig, read: Callable[[], Hospital]) -> Hospital:
+def _kept(key: Hashable, basis: SiteConfig | SimulationConfig, read: Callable[[], Hospital]) -> Hospital:
     """The hospital as read before.
 
-    When a patient withdraws, or a setting changes, it is read anew, and what was decoded of it forgotten.
+    When a patient withdraws, or a setting it rests on changes, it is read anew, and what was decoded of it forgotten.
     """
-    state = consent_state(config.data)
-    if key not in _hospitals or _hospitals[key][:2] != (state, config):
-        _hospitals[key] = (state, config, read())
+    state = consent_state(basis.data)
+    if key not in _hospitals or _hospitals[key][:2] != (state, basis):
+        _hospitals[key] = (state, basis, read())
     return _hospitals[key][2]
 
 

@@ -12,9 +12,9 @@ from aecnn import contract
 from aecnn.contract import Request
 from aecnn.errors import PrivacyError
 from aecnn.training.batches import Rows
-from aecnn.training.privacy.accounting import default_delta
+from aecnn.training.privacy.accounting import Mechanism, default_delta
 from client.audit_log import NOTE, AuditLog, last_with
-from client.ledger import EVALUATE, TRAIN, About, Cost, Ledger, Limit, Reservation
+from client.ledger import EVALUATE, TRAIN, UNPROTECTED, About, Cost, Ledger, Limit, Reservation
 from client.ledger_store import LedgerMark, create_ledger, has_ledger
 from client.paths import SitePaths
 from client.policy import check_validation, planned_steps
@@ -35,6 +35,7 @@ class Reserved:
 
     reservation: Reservation
     ledger: Ledger
+    hospital: Hospital  # as read when its patients were charged
     epsilon: float | None  # of the run's training, this answer included; None: it trains nobody
 
 
@@ -81,7 +82,20 @@ class Spending:
                 epsilon = ledger.spent_of_run(request.run_id, delta=delta, what=TRAIN)
         except PrivacyError as error:
             raise RefusalError(contract.CODE_BUDGET, str(error)) from error
-        return Reserved(reservation, ledger, epsilon)
+        return Reserved(reservation, ledger, hospital, epsilon)
+
+    def refuse_other_patients(self, reserved: Reserved) -> None:
+        """Keeps an answer in whose patients may not be those that were charged.
+
+        Whatever changes in the site file but its policy, or among those who withdrew, has the patients read anew, and
+        be it changed back: the manifest is another object then.
+
+        Raises:
+            RefusalError: They were read anew since.
+        """
+        if read_hospital(self._paths.site).manifest is not reserved.hospital.manifest:
+            reason = "the site file or a list of withdrawn patients changed while the answer was made"
+            raise RefusalError(contract.CODE_WITHHELD, f"{reason}: others than those who were charged may be in it")
 
     def refuse_less_than_before(self, request: Request, policy: PolicyConfig) -> None:
         """Refuses a request without privacy in a run that had it: exact figures would stand beside noised ones.
@@ -112,19 +126,18 @@ class Spending:
             raise RefusalError(contract.CODE_BUDGET, str(error)) from error
 
     def record_unprotected(self, request: Request, asked: Asked, policy: PolicyConfig, *, content: str) -> None:
-        """Notes that a training's answer leaves without privacy, where the site has a ledger.
+        """Notes whom an answer tells of without privacy, where the site has a ledger.
 
         Raises:
             RefusalError: The ledger is not to be trusted, or cannot be written.
             ManifestError: The data cannot be read.
         """
-        if asked.key.kind != contract.TRAIN or policy.privacy.ledger_folder is None:
+        if policy.privacy.ledger_folder is None:
             return
-        data = _data(read_hospital(self._paths.site), request)
-        patients, steps = _patients(data, data.train_rows), planned_steps(request.plan, data)
+        told_of = _exact_costs(_data(read_hospital(self._paths.site), request), request, kind=asked.key.kind)
         try:
             ledger = self._ledger(policy.privacy)
-            ledger.record_unprotected(patients, self._about(request, asked), steps=steps, content=content)
+            ledger.record_unprotected(told_of, self._about(request, asked), content=content)
             self._note(ledger)
         except PrivacyError as error:
             raise RefusalError(contract.CODE_BUDGET, str(error)) from error
@@ -257,6 +270,18 @@ def costs_of(hospital: Hospital, data: TrainingData, request: Request, *, kind: 
         if validating and _may_tell(policy, data):
             costs.append(Cost(EVALUATE, validating, promise.evaluation))
     return costs
+
+
+def _exact_costs(data: TrainingData, request: Request, *, kind: str) -> list[Cost]:
+    """Whom an answer without privacy tells of: by their counts, their scores, or weights that were trained on them."""
+    training, validating = _patients(data, data.train_rows), _patients(data, data.validation_rows)
+    if kind == contract.JOIN:
+        told_of = [([*training, *validating], 0)]
+    elif kind == contract.TRAIN:
+        told_of = [(training, planned_steps(request.plan, data)), (validating, 0)]
+    else:
+        told_of = [(validating, 0)]
+    return [Cost(UNPROTECTED, patients, Mechanism(0.0, 1.0, steps)) for patients, steps in told_of if patients]
 
 
 def limit_of(policy: PrivacyPolicyConfig, *, otherwise: int = 1) -> Limit:

@@ -335,19 +335,50 @@ def test_an_evaluation_with_noise_is_paid_by_those_who_validate(site, train, led
     assert [charge.what for charge in Ledger.open(ledger_folder).charges()[4:]] == ["train"]
 
 
-def test_a_round_without_privacy_is_noted_and_counts_against_no_cap(site, train, ledger_folder):
-    plain = functools.partial(centre_message, contract.TRAIN, weights=initial_weights())
-    calls = []
-    desk = Desk(site, _app(calls))
+def test_whoever_an_answer_without_privacy_tells_of_is_noted_and_no_cap_counts_it(site, train, ledger_folder):
+    """The counts of the joining are of everybody, the figures of an evaluation of those who validate."""
+    weights = initial_weights()
+    desk = Desk(site, app_module.app)
     for _ in range(2):
-        assert _code(desk.answer(plain())) == 0
+        for kind in (contract.JOIN, contract.EVALUATE, contract.TRAIN):
+            message = centre_message(
+                kind, weights=None if kind == contract.JOIN else weights, round=kind != contract.JOIN
+            )
+            assert _code(desk.answer(message)) == 0
     assert _lines(site)[-1][LINE_KEY]["sequence"] == Ledger.open(ledger_folder).mark().sequence
     assert _code(desk.answer(train(run_id="b" * 16))) == 0
-    unprotected, protected = Ledger.open(ledger_folder).charges()
-    assert (unprotected.what, protected.what) == ("unprotected", "train")
-    assert unprotected.cohort == protected.cohort
+    *unprotected, protected = Ledger.open(ledger_folder).charges()
+    assert {charge.what for charge in unprotected} == {"unprotected"}
+    joined, judged, trained, validated = unprotected
+    assert [charge.about.kind for charge in unprotected] == [contract.JOIN, contract.EVALUATE, *[contract.TRAIN] * 2]
+    assert trained.cohort == protected.cohort != judged.cohort == validated.cohort != joined.cohort
+    assert trained.mechanism.steps > 0 == validated.mechanism.steps
     shown, _ = aecnn_client("budget", "-f", site.folder)
-    assert "1 round left without differential privacy; ε speaks of the others only" in shown
+    assert "3 answers left without differential privacy; ε speaks of the others only" in shown
+
+
+def test_an_answer_whose_patients_may_be_others_than_those_who_paid_does_not_leave(
+    site, train, ledger_folder, phantom_64px
+):
+    """The site file is edited while the answer is made, and edited back: it is paid for, and withheld."""
+    patients = hospital_of({"site": str(site.site)}, {}).manifest.patients
+    (site.folder / "few.txt").write_text("\n".join(patients[: len(patients) // 2]))
+    before = site.site.read_text()
+
+    def trains():
+        site.site.write_text(before.replace("data:\n", "data:\n  patients_file: few.txt\n"))
+        hospital_of({"site": str(site.site)}, {})
+        site.site.write_text(before)
+
+    assert _code(Desk(site, _app([], at_work=trains)).answer(train())) == contract.CODE_WITHHELD
+    (charge,) = Ledger.open(ledger_folder).charges()
+    assert charge.content == f"code {contract.CODE_WITHHELD}"
+    write_site(site, phantom_64px, privacy=_privacy(ledger_folder, max_epsilon=7.5))
+
+    def raises_the_cap():
+        write_site(site, phantom_64px, privacy=_privacy(ledger_folder))
+
+    assert _code(Desk(site, _app([], at_work=raises_the_cap)).answer(train())) == 0  # of the same patients
 
 
 def test_a_local_checkpoint_is_only_gone_on_with_under_its_own_reservation(site, train, ledger_folder, phantom_64px):

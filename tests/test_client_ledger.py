@@ -19,7 +19,7 @@ import pytest
 import ledger_kills
 from aecnn.errors import PrivacyError
 from aecnn.training.privacy.accounting import Mechanism, epsilon_of
-from client.ledger import EVALUATE, TRAIN, About, BudgetError, Cost, Ledger, Limit, epsilon_of_worst
+from client.ledger import EVALUATE, TRAIN, UNPROTECTED, About, BudgetError, Cost, Ledger, Limit, epsilon_of_worst
 from client.ledger_store import create_ledger, has_ledger, refuse_network_folder
 from client.spending import trusted_ledger
 
@@ -161,11 +161,13 @@ def test_too_little_noise_is_beyond_every_cap(ledger):
         ledger.reserve([_cost(range(3), Mechanism(1e-6, 0.01, 1))], _about(), Limit(1e9, DELTA))
 
 
-def test_rounds_without_noise_are_noted_once_and_no_cap_counts_them(ledger):
+def test_answers_without_noise_are_noted_once_and_no_cap_counts_them(ledger):
+    told_of = [Cost(UNPROTECTED, [f"patient-{n}"], Mechanism(0.0, 1.0, steps)) for n, steps in ((1, 7), (2, 0))]
     for _ in range(2):
-        ledger.record_unprotected(["patient-1"], _about(), steps=7, content="answer")
-    (charge,) = ledger.charges()
-    assert (charge.is_protected, charge.mechanism.noise_multiplier, charge.content) == (False, 0.0, "answer")
+        ledger.record_unprotected(told_of, _about(), content="answer")
+    assert [charge.mechanism.steps for charge in ledger.charges()] == [7, 0]
+    for charge in ledger.charges():
+        assert (charge.is_protected, charge.mechanism.noise_multiplier, charge.content) == (False, 0.0, "answer")
     assert ledger.spent(delta=DELTA) == 0.0
     assert _spend(ledger, [1], round_=2).epsilon == epsilon_of([CHEAP], delta=DELTA)
 
