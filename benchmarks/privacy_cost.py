@@ -63,7 +63,7 @@ def serve(link: Connection, way: str, backbone: Backbone, size_px: int, load: Lo
     rows = [np.array([patient], dtype=np.intp) for patient in range(load.patients)]
     if way != "none":
         privacy = PrivacyConfig(noise_multiplier=1.0, sample_rate=1.0, gradients=way)  # type: ignore[arg-type]
-        promise = Promise(privacy, load.patients, 1e-5, 1.0, steps_per_round=1, total_steps=1)
+        promise = Promise(privacy, load.patients, 1e-5, 1.0, steps_per_round=1)
         private = PrivateStep(model, optimizer, training, promise, entropy=SystemEntropy())
 
     def step() -> None:

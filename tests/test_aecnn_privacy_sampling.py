@@ -5,6 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
+from aecnn.config import ImagesConfig
+from aecnn.data.augmentation import crop_rotated
+from aecnn.training.privacy.augmentation import augment_in_secret
 from aecnn.training.privacy.entropy import SystemEntropy, gaussian, secret_seed, uniform
 from aecnn.training.privacy.sampling import PatientRows, sample_patients
 from entropy_of_tests import SeededEntropy
@@ -123,6 +126,50 @@ def test_no_draw_of_noise_is_infinite_even_of_the_extreme_words():
     draws = gaussian(Extreme(), 4, device=CPU)
     assert draws.isfinite().all()
     assert draws.abs().max() < 9.0
+
+
+def test_pytorchs_generator_on_the_cpu_looks_at_32_bits_of_its_seed():
+    """Why neither noise nor augmentation comes from it: its states can be tried one after another."""
+    draws = [torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7 + 2**32, 7 + 2**31)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.fixture
+def ramp():
+    """An image each of whose pixels has a value of its own in its row and its column, uint8 [1, 1, 24, 24]."""
+    return (torch.arange(24)[:, None] * 10 + torch.arange(24)).to(torch.uint8).reshape(1, 1, 24, 24)
+
+
+def test_secret_crops_and_mirrors_are_uniform_and_each_images_own(ramp):
+    config = ImagesConfig(size_px=24, crop_size_px=20, horizontal_flip=True)
+    crops = augment_in_secret(ramp.expand(6000, -1, -1, -1), config, SystemEntropy())
+    corners = (crops[:, 0, 0, 0] * 255.0).round().int()
+    others = (crops[:, 0, 0, -1] * 255.0).round().int()
+    is_mirrored = corners > others
+    lefts = torch.minimum(corners, others)
+    found = torch.stack([lefts // 10, lefts % 10, is_mirrored.int()], dim=1)
+    kinds, counts = torch.unique(found, dim=0, return_counts=True)
+    assert len(kinds) == 5 * 5 * 2
+    assert stats.chisquare(counts.numpy()).pvalue > UNLIKELY
+    kind = (found * torch.tensor([10, 2, 1])).sum(dim=1).numpy()
+    assert stats.pearsonr(kind[1:], kind[:-1]).pvalue > UNLIKELY
+
+
+def test_secret_views_are_those_of_the_public_augmentation_for_the_same_draws():
+    """Angle, corner and mirror are told by hand from the words, and looked up by the function tested elsewhere."""
+    images = (torch.rand(5, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 255.0).to(torch.uint8)
+    config = ImagesConfig(size_px=24, crop_size_px=20, rotation_deg=15.0, horizontal_flip=True)
+    found = augment_in_secret(images, config, SeededEntropy(9))
+    for image, (row, column, angle, mirror), view in zip(
+        images, uniform(SeededEntropy(9), 20).reshape(5, 4), found, strict=True
+    ):
+        corner = torch.tensor([[int(row * 5), int(column * 5)]])
+        turned = torch.tensor([30.0 * angle - 15.0], dtype=torch.float32)
+        wanted = crop_rotated(image[None].float() / 255.0, corner, turned, torch.tensor([mirror < 0.5]), 20)
+        torch.testing.assert_close(view, wanted[0])
+    plain = ImagesConfig(size_px=24, horizontal_flip=False)
+    torch.testing.assert_close(augment_in_secret(images, plain, SystemEntropy()), images.float() / 255.0)
 
 
 def test_seeds_and_words_of_the_system_never_come_twice():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch.nn.modules.module import register_module_forward_hook
 
 from aecnn import contract
 from aecnn.config import ModelConfig
 from aecnn.contract import HospitalCounts, RoundReport, ValidationReport
 from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.evaluation.noised import NOISED_BINS
+from aecnn.model.joint import JointAECNN
 from aecnn.privacy_config import EvaluationPrivacyConfig, PrivacyConfig
 from aecnn.training.privacy.promise import promise_of
 from client.app import app as installed_app
@@ -98,6 +100,26 @@ def test_a_noised_histogram_leaves_in_every_kth_round_and_at_the_end(site, weigh
     assert all(contract.VALIDATION not in content for content in (train, *evaluated))
     plain = asked(installed_app, centre_message(contract.EVALUATE, weights=weights, plan=_plan(), round=3), site)
     assert set(plain.content) == {contract.ORIGIN}
+
+
+def test_under_privacy_every_validation_image_is_judged_alone(site, weights):
+    """Who else is in a batch may change the last bits of an image's scores, and weights can be made to magnify that."""
+    sizes = []
+
+    def note(module, inputs, output):
+        if isinstance(module, JointAECNN):
+            sizes.append(len(inputs[0]))
+
+    handle = register_module_forward_hook(note)
+    try:
+        for plan, start in ((_plan(evaluation=EVALUATION), weights), (PLAN, initial_weights())):
+            sizes.append(0)
+            asked(installed_app, centre_message(contract.EVALUATE, weights=start, plan=plan, round=3), site)
+    finally:
+        handle.remove()
+    private, public = sizes[1 : sizes.index(0, 1)], sizes[sizes.index(0, 1) + 1 :]
+    assert set(private) == {1}
+    assert sum(private) == sum(public) > len(public)
 
 
 @pytest.mark.parametrize("change", ["sum", "seconds", "patients", "steps", "validation", "exact", "noised"])

@@ -6,6 +6,7 @@ rotate about the crop's centre and read from the whole image, so a rotated crop 
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,12 @@ def to_input(images: Tensor, config: ImagesConfig) -> Tensor:
     Returns:
         float32 [B, 1, C, C].
     """
-    margin = _centre_margin(images.shape[-1], config.input_size_px)
+    margin = centre_margin(images.shape[-1], config.input_size_px)
     crop = images[..., margin : margin + config.input_size_px, margin : margin + config.input_size_px]
     return crop.float().div_(255.0)
 
 
-def _centre_margin(size_px: int, crop_px: int) -> int:
+def centre_margin(size_px: int, crop_px: int) -> int:
     """Where a centre crop begins; of an odd margin torchvision rounds the half to the even number, and so do we."""
     return round((size_px - crop_px) / 2)
 
@@ -48,12 +49,21 @@ def ten_crops(images: Tensor, config: ImagesConfig) -> Tensor:
         the mirrored images. Number `CENTRE_CROP` is what `to_input` gives.
     """
     end, crop = images.shape[-1] - config.input_size_px, config.input_size_px
-    centre = _centre_margin(images.shape[-1], crop)
+    centre = centre_margin(images.shape[-1], crop)
     corners = ((0, 0), (0, end), (end, 0), (end, end), (centre, centre))
     views = [
         view[..., top : top + crop, left : left + crop] for view in (images, images.flip(-1)) for top, left in corners
     ]
     return torch.stack(views).float().div_(255.0)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is drawn for each image of a batch."""
+
+    top_left: Tensor  # int [B, 2], row and column of the crop's corner
+    angle_deg: Tensor  # float [B], anticlockwise
+    mirror: Tensor  # bool [B]
 
 
 def augment(images: Tensor, config: ImagesConfig, generator: torch.Generator) -> Tensor:
@@ -73,10 +83,16 @@ def augment(images: Tensor, config: ImagesConfig, generator: torch.Generator) ->
     top_left = torch.randint(0, size - crop + 1, (batch, 2), generator=generator)
     angle_deg = (torch.rand(batch, generator=generator) * 2.0 - 1.0) * config.rotation_deg
     mirror = (torch.rand(batch, generator=generator) < 0.5) & config.horizontal_flip
+    return as_drawn(images, config, Views(top_left, angle_deg, mirror))
+
+
+def as_drawn(images: Tensor, config: ImagesConfig, views: Views) -> Tensor:
+    """Gives each radiograph [B, 1, S, S] as its view shows it, float32 [B, 1, C, C] in [0, 1]."""
+    crop = config.input_size_px
     if config.rotation_deg == 0.0:
-        crops = _crop_exactly(images, top_left.to(images.device), mirror.to(images.device), crop)
+        crops = _crop_exactly(images, views.top_left.to(images.device), views.mirror.to(images.device), crop)
         return crops.float().div_(255.0)
-    return crop_rotated(images.float().div_(255.0), top_left, angle_deg, mirror, crop)
+    return crop_rotated(images.float().div_(255.0), views.top_left, views.angle_deg, views.mirror, crop)
 
 
 def _crop_exactly(images: Tensor, top_left: Tensor, mirror: Tensor, crop: int) -> Tensor:

@@ -4,8 +4,10 @@ The optimiser is made anew for each call, so that a round depends on the arrivin
 Shapes: B images in a batch, S = input side in pixels.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,15 +19,18 @@ from aecnn.config import Plan, TrainingConfig
 from aecnn.data.augmentation import augment
 from aecnn.data.buffer import DeviceReader
 from aecnn.data.source import LoadedImages
-from aecnn.errors import ModelError, PrivacyError
+from aecnn.errors import AecnnError, ModelError, PrivacyError
 from aecnn.model.backbone import min_batch_size
 from aecnn.model.joint import JointAECNN
 from aecnn.training.batches import Batching, Rows
-from aecnn.training.privacy.entropy import Entropy, SystemEntropy, secret_seed
+from aecnn.training.privacy.augmentation import augment_in_secret
+from aecnn.training.privacy.entropy import Entropy, SystemEntropy
 from aecnn.training.privacy.promise import Promise
 from aecnn.training.privacy.sampling import PatientRows, sample_patients
 from aecnn.training.resume import LocalCheckpoint, Saver, TrainingState, identity
 from aecnn.training.step import TrainingStep
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def train_locally(
 
     Raises:
         ModelError: Too few images for the model's normalisation, a loss that is not finite, or too little memory.
-        PrivacyError: The plan has privacy, and there is no promise.
+        PrivacyError: The plan has privacy, and there is no promise; or a private step failed, whatever the reason.
     """
     if (plan.training.privacy is None) != (promise is None):
         raise PrivacyError("the plan trains with differential privacy exactly where there is a promise of it")
@@ -102,7 +107,8 @@ def train_locally(
 
 def _steps(data: LoadedImages, rows: Rows, plan: Plan, state: TrainingState, *, seed: int) -> Iterator[None]:
     """Takes the steps from where the state stands, and yields after each."""
-    batching, read = batching_of(plan), _reader(data, plan, state)
+    batching = batching_of(plan)
+    read = _reader(data, plan, state.device, lambda images: augment(images, plan.images, state.augmentation))
     step = TrainingStep(state.model, state.optimizer, plan.training, min_batch_size=batching.min_batch_size)
     for batch in islice(batching.batches(rows, np.random.default_rng(seed)), state.steps_done, None):
         state.sums += step.take(*read(batch))
@@ -116,22 +122,31 @@ def _private_steps(
     """Takes the private steps from where the state stands, and yields after each."""
     from aecnn.training.privacy.step import PrivateStep  # Opacus takes seconds to import: only where it is used
 
-    privacy, read = promise.config, _reader(data, plan, state)
+    privacy = promise.config
+    read = _reader(data, plan, state.device, lambda images: augment_in_secret(images, plan.images, entropy))
     patients = PatientRows.of(data.manifest.table["patient"].tolist(), rows)
     step = PrivateStep(state.model, state.optimizer, plan.training, promise, entropy=entropy)
-    # One patient more shifts the draws of all who come after. Whoever knew the draws would see that in all their
-    # gradients, which no clip bounds; unknown, they are the same coins with and without the patient.
-    state.augmentation.manual_seed(secret_seed(entropy))
-    torch.manual_seed(secret_seed(entropy))
     for _ in range(state.steps_done, promise.steps_per_round):
-        sampled = sample_patients(
-            patients,
-            sample_rate=privacy.sample_rate,
-            images_per_patient=privacy.images_per_patient,
-            entropy=entropy,
-        )
-        state.images_seen += step.take(sampled, read)
+        with _one_failure():
+            sampled = sample_patients(
+                patients,
+                sample_rate=privacy.sample_rate,
+                images_per_patient=privacy.images_per_patient,
+                entropy=entropy,
+            )
+            state.images_seen += step.take(sampled, read)
         yield
+
+
+@contextmanager
+def _one_failure() -> Iterator[None]:
+    """Makes every failure of a private step one and the same: which one it is could tell who was drawn."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, AecnnError):
+            log.exception("A private step failed")
+        raise PrivacyError(f"the private training failed ({type(error).__name__}): {error}") from error
 
 
 def _initial_state(model: JointAECNN, plan: Plan, *, seed: int, device: torch.device) -> TrainingState:
@@ -156,14 +171,15 @@ def batching_of(plan: Plan) -> Batching:
     )
 
 
-def _reader(data: LoadedImages, plan: Plan, state: TrainingState) -> Callable[[Rows], tuple[Tensor, Tensor]]:
+def _reader(
+    data: LoadedImages, plan: Plan, device: torch.device, augmented: Callable[[Tensor], Tensor]
+) -> Callable[[Rows], tuple[Tensor, Tensor]]:
     """Gives what reads rows as augmented images [B, 1, S, S] with their targets [B, 14], on the device."""
-    targets, reader = torch.from_numpy(data.manifest.targets), DeviceReader(data.images, state.device)
+    targets, reader = torch.from_numpy(data.manifest.targets), DeviceReader(data.images, device)
 
     def read(batch: Rows) -> tuple[Tensor, Tensor]:
-        images = augment(reader.read(batch), plan.images, state.augmentation)
-        images = images.contiguous(memory_format=memory_format(plan.training))
-        return images, targets[torch.from_numpy(batch)].to(state.device, non_blocking=True)
+        images = augmented(reader.read(batch)).contiguous(memory_format=memory_format(plan.training))
+        return images, targets[torch.from_numpy(batch)].to(device, non_blocking=True)
 
     return read
 

@@ -1,13 +1,13 @@
 """Each patient's own gradient of the joint loss, in one of two ways that agree to rounding.
 
-``loop`` makes one backward pass a patient: the reference, with the memory of one patient's images. ``hooks`` has Opacus
-compute the gradients of several images at once. Both terms of the loss are in the one gradient, so that they are
+``loop`` makes one backward pass an image: the reference, with the memory of one image. ``hooks`` has Opacus compute the
+gradients of several images at once. Both terms of the loss are in the one gradient, so that they are
 clipped together; where several images of a patient were drawn, it is the mean of theirs.
 
 Shapes: P patients, B images, S pixels a side. Gradients are one tensor [P, …] for each parameter that trains.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,27 +59,38 @@ class Images:
 Gradients = list[Tensor]  # of every parameter that trains, [P, …]
 
 
-def loop_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -> Iterator[Gradients]:
-    """Yields each patient's gradients [1, …] in turn: one backward pass a patient, and the memory of one.
+def loop_gradients(
+    model: JointAECNN,
+    images: Iterable[tuple[Tensor, Tensor]],
+    training: TrainingConfig,
+    *,
+    count: int,
+    room: Sequence[Tensor],
+) -> Gradients:
+    """Gives one patient's gradients [1, …]: one backward pass an image, each alone, and the memory of one.
 
     Args:
-        model: In training mode, on its device.
-        batch: Images of some patients.
+        model: In training mode, on its device; left without gradients.
+        images: The patient's, one after another: [1, 1, S, S] with targets [1, 14].
         training: Loss and precision.
+        count: How many images there are.
+        room: Where the gradients are added up, one tensor a parameter that trains: taken once for all patients, so that
+            one with many images needs no more memory than another.
     """
     parameters = trained(model)
-    images, targets = torch.split(batch.images, list(batch.counts)), torch.split(batch.targets, list(batch.counts))
-    for own, wanted in zip(images, targets, strict=True):
-        total = _losses(model, own, wanted, training).sum() / len(own)
-        found = torch.autograd.grad(total, parameters, allow_unused=True)
-        yield [
-            (torch.zeros_like(parameter) if gradient is None else gradient).unsqueeze(0)
-            for parameter, gradient in zip(parameters, found, strict=True)
-        ]
+    try:
+        for parameter, own in zip(parameters, room, strict=True):
+            parameter.grad = own.zero_()
+        for image, wanted in images:
+            torch.autograd.backward(_losses(model, image, wanted, training).sum() / count)
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+    return [own.unsqueeze(0) for own in room]
 
 
-def hook_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -> Iterator[Gradients]:
-    """Yields all patients' gradients [P, …] at once, from Opacus's hooks; the model is left without them.
+def hook_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -> Gradients:
+    """Gives all patients' gradients [P, …] at once, from Opacus's hooks; the model is left without them.
 
     Args:
         model: In training mode, on its device.
@@ -93,8 +104,7 @@ def hook_gradients(model: JointAECNN, batch: Images, training: TrainingConfig) -
         with OutOfPlace():
             losses = _losses(sampled, images, batch.targets, training)
         torch.autograd.backward(losses.sum())
-        gradients = [_by_patient(parameter, batch.counts) for parameter in parameters]
-    yield gradients
+        return [_by_patient(parameter, batch.counts) for parameter in parameters]
 
 
 @register_grad_sampler(FrozenNorm2d)  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from aecnn.config import Plan
 from aecnn.errors import PrivacyError
 from aecnn.privacy_config import PrivacyConfig
-from aecnn.training.privacy.accounting import Mechanism, default_delta, epsilon_of, noise_for
+from aecnn.training.privacy.accounting import Mechanism, default_delta, noise_for
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,11 @@ class Promise:
     delta: float
     noise_multiplier: float
     steps_per_round: int
-    total_steps: int
 
     @property
     def round(self) -> Mechanism:
         """What one round's training does to each training patient."""
         return Mechanism(self.noise_multiplier, self.config.sample_rate, self.steps_per_round)
-
-    @property
-    def whole(self) -> Mechanism:
-        """What the whole plan does."""
-        return Mechanism(self.noise_multiplier, self.config.sample_rate, self.total_steps)
 
     @property
     def evaluation(self) -> Mechanism | None:
@@ -43,11 +37,6 @@ class Promise:
             accountant=self.config.accountant,
         )
         return Mechanism(noise, 1.0, 1)
-
-    @property
-    def epsilon(self) -> float:
-        """ε of the whole plan's training."""
-        return epsilon_of([self.whole], delta=self.delta, accountant=self.config.accountant)
 
 
 def promise_of(plan: Plan, *, declared_patients: int) -> Promise | None:
@@ -82,4 +71,4 @@ def promise_of(plan: Plan, *, declared_patients: int) -> Promise | None:
             steps=privacy.total_steps,
             accountant=privacy.accountant,
         )
-    return Promise(privacy, declared_patients, delta, noise, steps, privacy.total_steps)
+    return Promise(privacy, declared_patients, delta, noise, steps)
