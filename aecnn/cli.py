@@ -2,12 +2,12 @@
 
 import typer
 
-from aecnn.commands import data, models, privacy, privacy_audit
+from aecnn.commands import compression, data, explain, export, models, predict, privacy, privacy_audit
 from aecnn.console import run_cli
 
 app = typer.Typer(
-    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate and describe models, "
-    "plan differential privacy.",
+    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate, describe, explain "
+    "and export models, predict with them, compress and rebuild radiographs, plan differential privacy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,6 +18,11 @@ for command in (
     data.cache,
     models.evaluate,
     models.describe,
+    predict.predict,
+    compression.compress,
+    compression.decompress,
+    explain.explain,
+    export.export,
     privacy.plan_privacy,
     privacy_audit.audit_privacy,
 ):

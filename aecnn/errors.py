@@ -43,6 +43,10 @@ class CheckpointError(FaultyInputError):
     """A checkpoint that cannot be loaded into the model it is asked for."""
 
 
+class CompressedFileError(FaultyInputError):
+    """A compressed file that cannot be written, is damaged, or is another decoder's."""
+
+
 class UnknownFindingError(AecnnError):
     """A spelling that is none of the fourteen findings."""
 

@@ -12,12 +12,12 @@ from aecnn.config import Plan
 from aecnn.contract import DELIVER, DELIVERED_FILES, FILES, RELEASED_REPORT, code_fingerprint
 from aecnn.data.augmentation import to_input
 from aecnn.evaluation.evaluate import Evaluation
+from aecnn.evaluation.explain import can_explain, explain_images
 from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.predictions import write_predictions, write_targets
 from aecnn.evaluation.report import report_without_images
 from aecnn.findings import FINDINGS
 from aecnn.model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from aecnn.model.joint import Output
 from aecnn.model.weights import Weights
 from server.admission import reasons_of
 from server.held_out import HeldOut
@@ -84,32 +84,41 @@ def deliver(run: Run) -> None:
 def _write_examples(
     folder: RunFolder, held_out: HeldOut, evaluation: Evaluation, probabilities: NDArray[np.floating]
 ) -> None:
-    """Writes original, latent and reconstruction of a few test images, as 8 bit, with findings and probabilities."""
+    """Writes original, latent and reconstruction of a few test images, as 8 bit, with findings and probabilities.
+
+    Where the extra ``explain`` is installed, also where the model looked for one finding of each.
+    """
     manifest = evaluation.loaded.manifest
     rows = _example_rows(manifest.targets)
     with torch.inference_mode():
         images = to_input(evaluation.loaded.images.read(rows).to(held_out.device), held_out.plan.images)
         output = held_out.model.eval()(images)
-    folder.write_whole("examples.npz", lambda path: _write_npz(path, images, output))
+    pictures = {"original": images, "latent": output.latent, "reconstruction": output.reconstruction}
+    explained = [_explained_finding(manifest.targets[row], probabilities[row]) for row in rows]
+    if can_explain():
+        pictures["heatmap"] = explain_images(held_out.model, images, explained)[:, None]
+    folder.write_whole("examples.npz", lambda path: _write_npz(path, pictures))
     described = [
         {
             "image": str(manifest.table["image"].iloc[row]),
             "findings": [FINDINGS[index] for index in np.flatnonzero(manifest.targets[row] == 1)],
             "probabilities": {name: round(float(p), 4) for name, p in zip(FINDINGS, probabilities[row], strict=True)},
+            **({"explained": finding} if "heatmap" in pictures else {}),
         }
-        for row in rows
+        for row, finding in zip(rows, explained, strict=True)
     ]
     folder.write_json("examples.json", described)
 
 
-def _write_npz(path: Path, images: torch.Tensor, output: Output) -> None:
+def _explained_finding(targets: NDArray[np.floating], probabilities: NDArray[np.floating]) -> str:
+    """Gives the most probable of an image's findings; of all fourteen where it has none."""
+    present = targets == 1
+    return FINDINGS[int(np.where(present | ~present.any(), probabilities, -1.0).argmax())]
+
+
+def _write_npz(path: Path, pictures: dict[str, torch.Tensor]) -> None:
     with path.open("wb") as file:  # given a name, NumPy would add a suffix to it
-        np.savez_compressed(
-            file,
-            original=_as_uint8(images),
-            latent=_as_uint8(output.latent),
-            reconstruction=_as_uint8(output.reconstruction),
-        )
+        np.savez_compressed(file, allow_pickle=False, **{name: _as_uint8(stack) for name, stack in pictures.items()})
 
 
 def _example_rows(targets: NDArray[np.floating]) -> NDArray[np.intp]:

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from aecnn.commands.compression_screen import measure_compression, refuse_plot, show_compression
 from aecnn.config import (
     Backbone,
     DatasetConfig,
@@ -22,7 +23,9 @@ from aecnn.console import JsonOption, print_json, progress_bar, say, table_of
 from aecnn.errors import ConfigError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone takes seconds
+    from aecnn.evaluation.evaluate import Evaluation
     from aecnn.evaluation.metrics import Metrics
+    from aecnn.evaluation.reconstruction import Compression
     from aecnn.model.describe import Description
 
 
@@ -55,6 +58,16 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reconstruction: Annotated[
+        bool, typer.Option("--reconstruction", help="Also compress the images, and compare with other codecs.")
+    ] = False,
+    compared_images: Annotated[
+        int, typer.Option(min=1, help="With --reconstruction: most images that the other codecs are tried on.")
+    ] = 16,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With --reconstruction: draw quality against size (.png, .svg, .pdf).", show_default=False),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Score a model, or predictions made elsewhere: AUROC and average precision by finding, and their macro means.
@@ -62,6 +75,8 @@ def evaluate(
     A finding without a positive or a negative image is undefined and left out of the means. With --checkpoint, PSNR
     and SSIM of the reconstructions too.
     """
+    refuse_plot(plot, with_reconstruction=reconstruction)
+    compression: Compression | None = None
     if (checkpoint is None) == (predictions is None):
         raise ConfigError("aecnn evaluate", ["give either --checkpoint or --predictions"])
     if checkpoint is not None:
@@ -70,9 +85,22 @@ def evaluate(
         dataset = load_dataset(data)
         if on_unreadable is not None:
             dataset = dataset.model_copy(update={"on_unreadable": on_unreadable})
-        metrics = _evaluate_checkpoint(checkpoint, dataset, split, crops, batch_size=batch_size, device=device)
+        evaluation = _evaluate_checkpoint(checkpoint, dataset, split, crops, batch_size=batch_size, device=device)
+        metrics = evaluation.metrics
         document = {"checkpoint": str(checkpoint), "split": split, **metrics.to_json()}
+        if reconstruction:
+            compression = measure_compression(
+                checkpoint,
+                evaluation.loaded,
+                device=device,
+                batch_size=batch_size,
+                num_compared=compared_images,
+                plot=plot,
+            )
+            document["compression"] = compression.to_json()
     elif predictions is not None:
+        if reconstruction:
+            raise ConfigError("aecnn evaluate", ["--reconstruction goes with --checkpoint"])
         if (data is None) == (targets is None):
             raise ConfigError("aecnn evaluate", ["--predictions goes with either --data or --targets"])
         metrics = _score_table(predictions, data, targets, split)
@@ -81,6 +109,10 @@ def evaluate(
         print_json(document)
     else:
         _show_metrics(metrics, Console())
+        if compression is not None:
+            show_compression(compression, Console())
+            if plot is not None:
+                say(Console(), f"plot: {escape(str(plot))}")
 
 
 def describe(
@@ -113,7 +145,7 @@ def describe(
 
 def _evaluate_checkpoint(
     checkpoint: Path, dataset: DatasetConfig, split: Split, crops: TestCrops | None, *, batch_size: int, device: str
-) -> "Metrics":
+) -> "Evaluation":
     from aecnn.data.manifest import read_split
     from aecnn.evaluation.evaluate import evaluate_split
     from aecnn.model.checkpoint import load_checkpoint
@@ -138,7 +170,7 @@ def _evaluate_checkpoint(
         say(console, f"skipped: {escape(sentence)}")
     if evaluation.loaded.skipped:
         say(console, f"{len(evaluation.loaded.skipped)} unreadable image(s) skipped")
-    return evaluation.metrics
+    return evaluation
 
 
 def _score_table(predictions: Path, data: Path | None, targets: Path | None, split: Split) -> "Metrics":

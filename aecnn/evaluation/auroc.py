@@ -21,7 +21,7 @@ def auroc(scores: Floats, targets: Floats) -> Float64s:
     Returns:
         [F], NaN where a finding lacks positives or negatives.
     """
-    return np.array([_auroc_of_one(*_labelled(scores[:, f], targets[:, f])) for f in range(scores.shape[1])])
+    return np.array([_auroc_of_one(*labelled(scores[:, f], targets[:, f])) for f in range(scores.shape[1])])
 
 
 def average_precision(scores: Floats, targets: Floats) -> Float64s:
@@ -34,9 +34,7 @@ def average_precision(scores: Floats, targets: Floats) -> Float64s:
     Returns:
         [F], NaN where a finding lacks positives or negatives.
     """
-    return np.array(
-        [_average_precision_of_one(*_labelled(scores[:, f], targets[:, f])) for f in range(scores.shape[1])]
-    )
+    return np.array([_average_precision_of_one(*labelled(scores[:, f], targets[:, f])) for f in range(scores.shape[1])])
 
 
 def macro_mean(values: Floats) -> float:
@@ -55,13 +53,19 @@ def roc_curve(scores: Floats, targets: Floats) -> tuple[Float64s, Float64s]:
     Returns:
         False positive rate and true positive rate, [K] each, from (0, 0) to (1, 1), one point a distinct score.
     """
-    true_positives, false_positives = _cumulative_counts(*_labelled(scores, targets))
+    true_positives, false_positives = _cumulative_counts(*labelled(scores, targets))
     tpr = np.concatenate([[0.0], true_positives / true_positives[-1]])
     fpr = np.concatenate([[0.0], false_positives / false_positives[-1]])
     return fpr, tpr
 
 
-def _labelled(scores: Floats, targets: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def labelled(scores: Floats, targets: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Gives the scores of one finding's labelled images, and which of them have the finding.
+
+    Args:
+        scores: [N].
+        targets: [N] in {0, 1, NaN}.
+    """
     known = ~np.isnan(targets)
     return scores[known], targets[known] == 1
 

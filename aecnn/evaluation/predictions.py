@@ -101,6 +101,15 @@ def score_predictions(path: Path, images: Sequence[str], patients: Sequence[str]
     Raises:
         PredictionsError: An image of the set has no prediction, or the table is faulty.
     """
+    return score(scores_of(path, images), targets, patients)
+
+
+def scores_of(path: Path, images: Sequence[str]) -> NDArray[np.float64]:
+    """Gives what a predictions table says about some images, [N, F] in their order.
+
+    Raises:
+        PredictionsError: An image has no prediction, or the table is faulty.
+    """
     predicted_images, scores = read_predictions(path)
     row_of = {image: row for row, image in enumerate(predicted_images)}
     missing = [image for image in images if image not in row_of]
@@ -109,8 +118,7 @@ def score_predictions(path: Path, images: Sequence[str], patients: Sequence[str]
         raise PredictionsError(
             path, [f"has no prediction for {len(missing)} of {len(images)} images to score, such as {named}"]
         )
-    rows = np.array([row_of[image] for image in images], dtype=np.intp)
-    return score(scores[rows], targets, patients)
+    return scores[np.array([row_of[image] for image in images], dtype=np.intp)]
 
 
 def _read_csv(path: Path, *, required: tuple[str, ...]) -> pd.DataFrame:
