@@ -224,10 +224,6 @@ class Ledger:
         with self._store.reading() as connection:
             return _charges(connection)
 
-    def noted_epsilon(self) -> float:
-        """Gives ε of the patient who has spent most as it was noted with each charge, at its δ: nothing is composed."""
-        return max((charge.epsilon or 0.0 for charge in self.charges()), default=0.0)
-
     def spent(self, *, delta: float, settled_only: bool = False) -> float:
         """Gives ε of the patient who has spent most, over the life of the data.
 
