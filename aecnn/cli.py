@@ -2,12 +2,23 @@
 
 import typer
 
-from aecnn.commands import compression, data, explain, export, models, predict, privacy, privacy_audit
+from aecnn.commands import (
+    compare,
+    compression,
+    data,
+    evaluate,
+    explain,
+    export,
+    models,
+    predict,
+    privacy,
+    privacy_audit,
+)
 from aecnn.console import run_cli
 
 app = typer.Typer(
-    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate, describe, explain "
-    "and export models, predict with them, compress and rebuild radiographs, plan differential privacy.",
+    help="The joint AE-CNN on chest X-rays: make phantom data, check and cache datasets, evaluate, compare, describe, "
+    "explain and export models, predict with them, compress and rebuild radiographs, plan differential privacy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -16,7 +27,8 @@ for command in (
     data.phantom,
     data.check,
     data.cache,
-    models.evaluate,
+    evaluate.evaluate,
+    compare.compare,
     models.describe,
     predict.predict,
     compression.compress,

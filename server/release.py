@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from aecnn.config import Plan
 from aecnn.contract import DELIVER, DELIVERED_FILES, FILES, RELEASED_REPORT, code_fingerprint
 from aecnn.data.augmentation import to_input
-from aecnn.evaluation.evaluate import Evaluation
+from aecnn.evaluation.evaluate import Evaluation, judge_evaluation
 from aecnn.evaluation.explain import can_explain, explain_images
+from aecnn.evaluation.judging import Judging
 from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.predictions import write_predictions, write_targets
 from aecnn.evaluation.report import report_without_images
@@ -52,12 +53,14 @@ def score_on_test(folder: RunFolder, held_out: HeldOut) -> Metrics:
     images, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
     probabilities = _sigmoid(evaluation.outputs.logits)
     folder.write_whole("predictions.csv", lambda path: write_predictions(path, images, probabilities))
-    folder.write_whole("targets.csv", lambda path: write_targets(path, images, patients, manifest.targets))
-    _write_examples(folder, held_out, evaluation, probabilities)
-    folder.write_json(
-        "metrics.json", {"checkpoint": folder.checkpoint_file.name, "split": "test", **evaluation.metrics.to_json()}
+    folder.write_whole(
+        "targets.csv",
+        lambda path: write_targets(path, images, patients, manifest.targets, described=manifest.table),
     )
-    return evaluation.metrics
+    _write_examples(folder, held_out, evaluation, probabilities)
+    metrics = judge_evaluation(evaluation, Judging())
+    folder.write_json("metrics.json", {"checkpoint": folder.checkpoint_file.name, "split": "test", **metrics.to_json()})
+    return metrics
 
 
 def deliver(run: Run) -> None:

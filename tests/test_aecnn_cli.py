@@ -207,7 +207,7 @@ def test_evaluate_scores_predictions_against_data_or_a_table_of_targets_alike(ph
     scores = np.random.default_rng(0).random(manifest.targets.shape)
     images, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
     write_predictions(tmp_path / "p.csv", images, scores)
-    write_targets(tmp_path / "t.csv", images, patients, manifest.targets)
+    write_targets(tmp_path / "t.csv", images, patients, manifest.targets, described=manifest.table)
     by_data = _run("aecnn", "evaluate", "--predictions", tmp_path / "p.csv", "--data", phantom_64px, "--json")
     by_table = _run("aecnn", "evaluate", "--predictions", tmp_path / "p.csv", "--targets", tmp_path / "t.csv", "--json")
     document = json.loads(by_data.stdout)

@@ -1,4 +1,4 @@
-"""AUROC, average precision and pooled histograms against scikit-learn and against counting pairs."""
+"""AUROC and average precision against scikit-learn and against counting pairs."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from aecnn.evaluation.auroc import auroc, average_precision, macro_mean, roc_curve
-from aecnn.evaluation.histogram import LOGIT_LIMIT, ScoreHistogram, pooled
 from aecnn.findings import NUM_FINDINGS
 
 
@@ -64,36 +63,3 @@ def test_the_roc_curve_equals_scikit_learns():
     expected_fpr, expected_tpr, _ = sklearn_roc_curve(targets[:, 0], scores[:, 0], drop_intermediate=False)
     np.testing.assert_allclose(fpr, expected_fpr)
     np.testing.assert_allclose(tpr, expected_tpr)
-
-
-def test_pooled_histograms_give_the_auroc_of_the_pooled_scores_within_their_bound():
-    parts = [_scores(seed, num_images=400) for seed in (6, 7, 8)]
-    histogram = pooled([ScoreHistogram.of(scores, targets) for scores, targets in parts])
-    scores, targets = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    error = np.abs(histogram.auroc() - auroc(scores, targets))
-    assert (error <= histogram.auroc_error_bound() + 1e-12).all()
-    assert error.max() < 2e-3
-    assert (histogram.num_positive == (targets == 1).sum(axis=0)).all()
-
-
-def test_adding_histograms_is_commutative_and_associative_and_has_a_zero():
-    a, b, c = (ScoreHistogram.of(*_scores(seed, num_images=50)) for seed in (9, 10, 11))
-    np.testing.assert_array_equal((a + b).counts, (b + a).counts)
-    np.testing.assert_array_equal(((a + b) + c).counts, (a + (b + c)).counts)
-    np.testing.assert_array_equal((a + ScoreHistogram.empty()).counts, a.counts)
-
-
-def test_logits_beyond_the_grid_are_counted_in_the_outer_bins():
-    logits = np.full((2, NUM_FINDINGS), 10 * LOGIT_LIMIT)
-    logits[1] *= -1
-    targets = np.zeros((2, NUM_FINDINGS))
-    targets[0] = 1
-    histogram = ScoreHistogram.of(logits, targets)
-    assert histogram.counts.sum() == 2 * NUM_FINDINGS
-    np.testing.assert_array_equal(histogram.auroc(), np.ones(NUM_FINDINGS))
-
-
-def test_images_not_labelled_for_a_finding_are_in_no_bin_of_it():
-    scores, targets = _scores(12, num_images=30)
-    targets[:10, 3] = np.nan
-    assert ScoreHistogram.of(scores, targets).counts[3].sum() == 20

@@ -5,10 +5,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from aecnn.errors import PredictionsError
+from aecnn.evaluation.metrics import score
 from aecnn.evaluation.predictions import (
     read_predictions,
     read_targets,
-    score_predictions,
+    scores_of,
     write_predictions,
     write_targets,
 )
@@ -32,7 +33,7 @@ def test_a_written_table_is_read_and_scored_as_it_was(table, tmp_path):
     read_images, read_patients, read = read_targets(tmp_path / "t.csv")
     assert (read_images, read_patients) == (images, patients)
     np.testing.assert_array_equal(read, targets)
-    metrics = score_predictions(tmp_path / "p.csv", images, patients, read)
+    metrics = score(scores_of(tmp_path / "p.csv", images), read, patients)
     assert (metrics.num_images, metrics.num_patients) == (60, 30)
     for index, name in enumerate(FINDINGS):
         known = ~np.isnan(targets[:, index])
@@ -46,7 +47,7 @@ def test_rows_and_columns_come_in_any_order_and_some_findings_may_be_absent(tabl
     lines = ["pleural thickening,Image Index,hernia"]
     lines += [f"{probabilities[i, 12]},{images[i]},{probabilities[i, 13]}" for i in shuffled]
     (tmp_path / "p.csv").write_text("\n".join(lines))
-    metrics = score_predictions(tmp_path / "p.csv", images, patients, targets)
+    metrics = score(scores_of(tmp_path / "p.csv", images), targets, patients)
     assert metrics.findings["Hernia"].auroc == pytest.approx(roc_auc_score(targets[:, 13], probabilities[:, 13]))
     assert set(metrics.undefined_findings) == set(FINDINGS) - {"Pleural_Thickening", "Hernia"}
     document = metrics.to_json()
@@ -59,8 +60,8 @@ def test_logits_score_as_their_probabilities_do(table, tmp_path):
     inside = np.clip(probabilities, 0.01, 0.99)
     write_predictions(tmp_path / "p.csv", images, inside)
     write_predictions(tmp_path / "l.csv", images, np.log(inside / (1 - inside)))
-    one = score_predictions(tmp_path / "p.csv", images, patients, targets)
-    two = score_predictions(tmp_path / "l.csv", images, patients, targets)
+    one = score(scores_of(tmp_path / "p.csv", images), targets, patients)
+    two = score(scores_of(tmp_path / "l.csv", images), targets, patients)
     assert one.macro_auroc == pytest.approx(two.macro_auroc, abs=1e-9)
 
 
@@ -101,7 +102,7 @@ def test_targets_other_than_one_zero_and_empty_are_refused(tmp_path):
 
 
 def test_an_image_without_a_prediction_is_named(table, tmp_path):
-    images, patients, targets, probabilities = table
+    images, _, _, probabilities = table
     write_predictions(tmp_path / "p.csv", images[1:], probabilities[1:])
     with pytest.raises(PredictionsError, match=images[0]):
-        score_predictions(tmp_path / "p.csv", images, patients, targets)
+        scores_of(tmp_path / "p.csv", images)

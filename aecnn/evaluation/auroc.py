@@ -4,11 +4,16 @@ Shapes: N images, F findings. Scores may be logits or probabilities: both measur
 A finding without a positive or without a negative image is undefined and gives NaN, never 0.5 and never 0.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Float64s = NDArray[np.float64]
+
+SPECIFICITY = 0.9
+_ROUNDING = 1e-9  # of (1 − 0.9)·10 images, which is 1
 
 
 def auroc(scores: Floats, targets: Floats) -> Float64s:
@@ -57,6 +62,37 @@ def roc_curve(scores: Floats, targets: Floats) -> tuple[Float64s, Float64s]:
     tpr = np.concatenate([[0.0], true_positives / true_positives[-1]])
     fpr = np.concatenate([[0.0], false_positives / false_positives[-1]])
     return fpr, tpr
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold on one finding's scores does that lets few enough negative images pass."""
+
+    specificity: float  # at least
+    sensitivity: float  # share of the positive images at or above the threshold
+    threshold: float | None  # None where no threshold finds a positive image so
+
+
+def at_specificity(scores: Floats, targets: Floats, specificity: float = SPECIFICITY) -> OperatingPoint | None:
+    """Gives the highest sensitivity of one finding at some specificity or a higher one; None where a class is missing.
+
+    Only thresholds at a score that is there are taken: nothing is read off between two points of the ROC curve.
+
+    Args:
+        scores: [N], finite.
+        targets: [N] in {0, 1, NaN}.
+        specificity: Least share of the negative images below the threshold.
+    """
+    known, positive = labelled(scores, targets)
+    if positive.all() or not positive.any():
+        return None
+    true_positives, false_positives = _cumulative_counts(known, positive)
+    allowed = np.floor((1.0 - specificity) * false_positives[-1] + _ROUNDING)
+    steps = int((false_positives <= allowed).sum())  # thresholds from the highest score down
+    if steps == 0 or true_positives[steps - 1] == 0:
+        return OperatingPoint(specificity, 0.0, None)
+    sensitivity = float(true_positives[steps - 1] / true_positives[-1])
+    return OperatingPoint(specificity, sensitivity, float(np.unique(known)[-steps]))
 
 
 def labelled(scores: Floats, targets: Floats) -> tuple[Floats, NDArray[np.bool_]]:

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from aecnn.config import DatasetConfig, ImagesConfig
 from aecnn.data.manifest import Manifest
 from aecnn.data.source import LoadedImages, load_images
+from aecnn.evaluation.judging import Judging, Scored, judge
 from aecnn.evaluation.metrics import Metrics, Reconstruction, mean_psnr_db, score
 from aecnn.evaluation.outputs import Outputs, run_model
+from aecnn.evaluation.predictions import labels_of
 from aecnn.model.joint import JointAECNN
 from aecnn.progress import OnProgress
 
@@ -75,3 +78,11 @@ def evaluate_images(
         num_skipped_images=len(loaded.skipped),
     )
     return Evaluation(metrics, outputs, loaded)
+
+
+def judge_evaluation(evaluation: Evaluation, how: Judging) -> Metrics:
+    """Gives the figures with intervals, calibration, subgroups and the view-position baseline added."""
+    labels = labels_of(evaluation.loaded.manifest)
+    logits = evaluation.outputs.logits.astype(np.float64)
+    scored = Scored(logits, expit(logits), labels.targets, labels.patients)
+    return judge(evaluation.metrics, scored, labels.groups, how)

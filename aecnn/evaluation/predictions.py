@@ -1,24 +1,56 @@
 """Tables of predictions and of targets, as CSV, so that predictions made anywhere can be scored.
 
 A predictions table holds ``Image Index`` and one column a finding (probabilities or logits, any order, all or some);
-a targets table holds ``Image Index``, ``Patient ID`` and one column a finding with 1, 0 or nothing (not labelled).
+a targets table holds ``Image Index``, ``Patient ID`` and one column a finding with 1, 0 or nothing (not labelled). It
+may say more of the patients, which makes figures by group: ``Patient Sex`` (or ``Patient Gender``), ``Patient Age``,
+``View Position``, ``Hospital``.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aecnn.data.columns import ages_years, sexes, views
+from aecnn.data.manifest import Manifest
 from aecnn.errors import PredictionsError, UnknownFindingError
 from aecnn.evaluation.auroc import Floats
-from aecnn.evaluation.metrics import Metrics, score
+from aecnn.evaluation.subgroups import Groups, groups_of
 from aecnn.findings import FINDINGS, NUM_FINDINGS, finding_index
 
 IMAGE_COLUMN = "Image Index"
 PATIENT_COLUMN = "Patient ID"
+SEX_COLUMN, AGE_COLUMN, VIEW_COLUMN, HOSPITAL_COLUMN = "Patient Sex", "Patient Age", "View Position", "Hospital"
+_OF_GROUPS = (SEX_COLUMN, "Patient Gender", AGE_COLUMN, VIEW_COLUMN, HOSPITAL_COLUMN)
 _NAMED = 3  # examples named in a fault
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What is known of images to score. N images, F findings.
+
+    Attributes:
+        images: [N] names.
+        patients: [N].
+        targets: [N, F] in {0, 1, NaN}.
+        groups: [N] each attribute's group of every image.
+        warnings: What was not understood of the groups, counted; one sentence a kind.
+    """
+
+    images: list[str]
+    patients: list[str]
+    targets: NDArray[np.floating]
+    groups: Groups
+    warnings: tuple[str, ...] = ()
+
+
+def labels_of(manifest: Manifest) -> Labels:
+    """Gives what a manifest knows of its images."""
+    table = manifest.table
+    return Labels(table["image"].tolist(), table["patient"].tolist(), manifest.targets, groups_of(table))
 
 
 def write_predictions(path: Path, images: Sequence[str], probabilities: Floats) -> None:
@@ -28,12 +60,31 @@ def write_predictions(path: Path, images: Sequence[str], probabilities: Floats) 
     table.to_csv(path, index=False, float_format="%.7g")
 
 
-def write_targets(path: Path, images: Sequence[str], patients: Sequence[str], targets: Floats) -> None:
-    """Writes a targets table; `targets` is [N, F] in {0, 1, NaN}."""
+def write_targets(
+    path: Path,
+    images: Sequence[str],
+    patients: Sequence[str],
+    targets: Floats,
+    *,
+    described: pd.DataFrame | None = None,
+) -> None:
+    """Writes a targets table.
+
+    Args:
+        path: Of the CSV.
+        images: [N] names.
+        patients: [N].
+        targets: [N, F] in {0, 1, NaN}.
+        described: [N] rows with ``sex``, ``age_years`` and ``view``, as `Manifest.table` has them; without it, the
+            table says nothing of groups.
+    """
     table = pd.DataFrame(targets, columns=list(FINDINGS)).astype("Int8")
     table.insert(0, IMAGE_COLUMN, list(images))
     table.insert(1, PATIENT_COLUMN, list(patients))
-    table.to_csv(path, index=False)
+    if described is not None:
+        for column, name in ((SEX_COLUMN, "sex"), (AGE_COLUMN, "age_years"), (VIEW_COLUMN, "view")):
+            table[column] = described[name].to_numpy()
+    table.to_csv(path, index=False, float_format="%.6g")
 
 
 def read_predictions(path: Path) -> tuple[list[str], NDArray[np.float64]]:
@@ -63,16 +114,19 @@ def read_predictions(path: Path) -> tuple[list[str], NDArray[np.float64]]:
 
 
 def read_targets(path: Path) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Reads a targets table.
+    """Gives image names [N], patients [N] and targets [N, F] of a targets table; see `read_labels`."""
+    labels = read_labels(path)
+    return labels.images, labels.patients, np.asarray(labels.targets, dtype=np.float64)
 
-    Returns:
-        Image names [N], patients [N] and targets [N, F] in {0, 1, NaN}.
+
+def read_labels(path: Path) -> Labels:
+    """Reads a targets table.
 
     Raises:
         PredictionsError: With every fault found.
     """
     table = _read_csv(path, required=(IMAGE_COLUMN, PATIENT_COLUMN))
-    targets, faults = _finding_columns(table, allowed_extra=(PATIENT_COLUMN,))
+    targets, faults = _finding_columns(table, allowed_extra=(PATIENT_COLUMN, *_OF_GROUPS))
     for column in range(NUM_FINDINGS):
         odd = np.flatnonzero(~np.isnan(targets[:, column]) & ~np.isin(targets[:, column], (0.0, 1.0)))
         if odd.size:
@@ -82,30 +136,23 @@ def read_targets(path: Path) -> tuple[list[str], list[str], NDArray[np.float64]]
             )
     if table[PATIENT_COLUMN].eq("").any():
         faults.append(f"{int(table[PATIENT_COLUMN].eq('').sum())} row(s) have no {PATIENT_COLUMN!r}")
+    if len(table) == 0:
+        faults.append("has no row: give one for each image to score")
     if faults:
         raise PredictionsError(path, faults)
-    return table[IMAGE_COLUMN].tolist(), table[PATIENT_COLUMN].tolist(), targets
-
-
-def score_predictions(path: Path, images: Sequence[str], patients: Sequence[str], targets: Floats) -> Metrics:
-    """Scores a predictions table against the targets of a set of images.
-
-    Predictions for other images are left out; a missing one is a fault.
-
-    Args:
-        path: The predictions table.
-        images: [N] names of the images to score.
-        patients: [N].
-        targets: [N, F].
-
-    Raises:
-        PredictionsError: An image of the set has no prediction, or the table is faulty.
-    """
-    return score(scores_of(path, images), targets, patients)
+    warnings: list[str] = []
+    groups = groups_of(_described(table, warnings))
+    return Labels(
+        table[IMAGE_COLUMN].tolist(),
+        table[PATIENT_COLUMN].tolist(),
+        targets,
+        groups,
+        tuple(f"{path.name}: {warning}" for warning in warnings),
+    )
 
 
 def scores_of(path: Path, images: Sequence[str]) -> NDArray[np.float64]:
-    """Gives what a predictions table says about some images, [N, F] in their order.
+    """Gives what a predictions table says about some images, [N, F] in their order; those of others are left out.
 
     Raises:
         PredictionsError: An image has no prediction, or the table is faulty.
@@ -119,6 +166,24 @@ def scores_of(path: Path, images: Sequence[str]) -> NDArray[np.float64]:
             path, [f"has no prediction for {len(missing)} of {len(images)} images to score, such as {named}"]
         )
     return scores[np.array([row_of[image] for image in images], dtype=np.intp)]
+
+
+def _described(table: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+    """The columns of `groups_of` that a targets table has."""
+    described: dict[str, pd.Series] = {}
+    for column in table.columns:
+        cells = table[column].str.strip() if column in _OF_GROUPS else None
+        if cells is None:
+            continue
+        if column == AGE_COLUMN:
+            described["age_years"] = ages_years(cells, warnings=warnings)
+        elif column == VIEW_COLUMN:
+            described["view"] = views(cells)
+        elif column == HOSPITAL_COLUMN:
+            described["hospital"] = cells.where(cells != "")
+        else:
+            described["sex"] = sexes(cells, warnings=warnings)
+    return pd.DataFrame(described)
 
 
 def _read_csv(path: Path, *, required: tuple[str, ...]) -> pd.DataFrame:
