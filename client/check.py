@@ -20,7 +20,7 @@ from client.connection import another_centre, connect, node_environment, shake_h
 from client.node_log import NodeState, node_state, supernode_log
 from client.paths import SitePaths
 from client.setup import public_key_of
-from client.site import SiteConfig, read_hospital
+from client.site import PrivacyPolicyConfig, SiteConfig, read_hospital
 from client.words import counted
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LEAST_FREE_GB, GOOD_FREE_GB = 1.0, 5.0  # of disk: kept replies, a checkpoint and released models of up to 0.25 GB each
 CERTIFICATE_NOTICE = timedelta(days=30)
+USUAL_ROUNDS = 50  # of a run, where nobody knows yet
 CLOCK_TOLERANCE = "within five minutes of the centre's"  # a request is signed with its time
 
 WOULD_LEAVE = "would-leave"  # the check whose details are a file of its own
@@ -109,22 +110,58 @@ def check_disk(folder: Path) -> Outcome:
     return Outcome(check="disk", title="Disk", status=status, summary=f"{free_gb:,.1f} GB free{wanted}")
 
 
-def check_budget(config: SiteConfig, paths: SitePaths) -> list[Outcome]:
-    """Looks at the privacy ledger, where the site file names one: whether it can be trusted, and what is left."""
+def check_budget(config: SiteConfig, paths: SitePaths, *, num_patients: int) -> list[Outcome]:
+    """Looks at the privacy ledger, where the site file names one: what is left, and what noised figures would tell."""
     if config.policy is None or config.policy.privacy.ledger_folder is None:
         return []
+    return [_ledger_outcome(paths), _noised_outcome(config, num_patients)]
+
+
+def _ledger_outcome(paths: SitePaths) -> Outcome:
+    """Whether the ledger can be trusted, and what is left."""
     from client.budget import budget_of  # Opacus behind it takes seconds
 
     title = "Privacy budget"
     try:
         budget = budget_of(paths)
     except AecnnError as error:
-        return [_outcome("budget", title, _sentences(error))]
+        return _outcome("budget", title, _sentences(error))
     spent = f"ε {budget.epsilon:.2f} of {budget.limit.max_epsilon:g} spent by the patient who has spent most"
     if budget.left > 0.0:
-        return [_outcome("budget", title, [], good=spent)]
+        return _outcome("budget", title, [], good=spent)
     nothing = f"{spent}: no round with differential privacy will be answered"
-    return [Outcome(check="budget", title=title, status="warn", summary=nothing)]
+    return Outcome(check="budget", title=title, status="warn", summary=nothing)
+
+
+def _noised_outcome(config: SiteConfig, num_patients: int) -> Outcome:
+    """How far noise would put this hospital's AUROC off, before it agrees to noised histograms."""
+    from aecnn.evaluation.noised_outlook import PREVALENCE, evaluation_outlook, evaluations_of
+    from client.rehearsal import validation_fraction
+    from client.spending import limit_of
+
+    check, title = "noised-figures", "Figures with noise"
+    policy = config.policy.privacy if config.policy else PrivacyPolicyConfig()
+    epsilon = policy.max_evaluation_epsilon
+    if epsilon is None:
+        kept = "policy.privacy.max_evaluation_epsilon is null: no figure of a model leaves with differential privacy"
+        return _outcome(check, title, [], good=kept)
+    patients, delta = round(validation_fraction(config) * num_patients), limit_of(policy, otherwise=num_patients).delta
+    told = []
+    for evaluations in (1, evaluations_of(USUAL_ROUNDS)):
+        try:
+            found = evaluation_outlook(
+                epsilon=epsilon, delta=delta, evaluations=evaluations, validation_patients=patients
+            )
+        except AecnnError as error:
+            return _outcome(check, title, _sentences(error))
+        many = "judged once" if evaluations == 1 else f"judged {evaluations} times, as in {USUAL_ROUNDS} rounds"
+        worth = f"is not told: {found.fewest_images:,.0f} images of each class would be needed"
+        if found.auroc_error is not None:
+            worth = f"is off by ±{found.auroc_error:.3f} (one standard deviation)"
+        told.append(f"{many}, it {worth}")
+    share = f"{PREVALENCE:.0%} of {counted(patients, 'validation patient')}"
+    summary = f"at ε {epsilon:g} for all of a run, the AUROC of a finding of {share}: {'; '.join(told)}"
+    return _outcome(check, title, [], good=summary)
 
 
 def check_code(federation: FederationFile) -> Outcome:

@@ -82,7 +82,8 @@ def run_checks(
     if config is not None:
         on_check("opening images")
         found, data_report = check_data(config, paths, labels_only=labels_only, on_progress=on_progress)
-        outcomes += [*found, check_disk(paths.folder), *check_budget(config, paths)]
+        outcomes += [*found, check_disk(paths.folder)]
+        outcomes += check_budget(config, paths, num_patients=data_report.num_patients)
         is_trainable = data_report.status != "fail"
         if report is not None:
             write_page(data_report, report)

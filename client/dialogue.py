@@ -16,7 +16,7 @@ from client.display import SENTENCES, WHEN_REFUSED, sentence_of_work
 from client.paths import SitePaths
 from client.setup import Made
 from client.state import EVERY_RUN
-from client.status import ClientStatus
+from client.status import BudgetStatus, ClientStatus
 from client.words import counted
 
 _QUESTIONS = {
@@ -113,6 +113,16 @@ def _lines_of(status: ClientStatus) -> Iterator[tuple[str, str]]:
         yield "withdrawal", f"has withdrawn from {run} since {since}: aecnn-client resume --rejoin undoes it"
     for run_id, name in status.runs.items():
         yield "known run", f"{name} ({run_id})"
+    yield "privacy", _budget_line(status.budget)
+
+
+def _budget_line(budget: BudgetStatus | None) -> str:
+    if budget is None:
+        return "no ledger is named in the site file: no request with differential privacy is answered"
+    if budget.epsilon is None:
+        return f"no request with differential privacy is answered: {budget.fault}"
+    left = f"{budget.left:.2f} left" if budget.left else "nothing left"
+    return f"ε {budget.epsilon:.2f} of {budget.max_epsilon:g} spent by the patient who has spent most, {left}"
 
 
 def show_audit(sentences: Sequence[str], problems: Sequence[str], log: Path, console: Console) -> None:

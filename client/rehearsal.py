@@ -82,7 +82,7 @@ def rehearsal_site(paths: SitePaths) -> Iterator[Path]:
     config = load_config(paths.site, SiteConfig)
     patients = read_hospital(paths.site).manifest.patients
     floor = config.policy.min_patients if config.policy else 0
-    most = max(MIN_PATIENTS, round(2 * floor / _validation_fraction(config)))  # enough to train, and to validate
+    most = max(MIN_PATIENTS, round(2 * floor / validation_fraction(config)))  # enough to train, and to validate
     folder = paths.state / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "state").mkdir(parents=True, mode=0o700)
@@ -113,7 +113,7 @@ def measure_speed(site: Path) -> Speed:
     config = load_config(site, SiteConfig)
     device = resolve_device(config.device)
     plan = rehearsal_plan(config, steps=1)
-    data = read_training_data(read_hospital(site), plan.images.size_px, _validation_fraction(config))
+    data = read_training_data(read_hospital(site), plan.images.size_px, validation_fraction(config))
     model = build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px)
     for steps in (WARM_UP_STEPS, SPEED_STEPS):
         plan = rehearsal_plan(config, steps=steps)
@@ -129,7 +129,7 @@ def rehearse(site: Path) -> dict[str, Any]:
     plan = rehearsal_plan(config, steps=_enough_steps(site, config))
     weights = weights_of(build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px))
     desk = Desk(SitePaths(site.parent), app)  # its own audit log and replies
-    fraction = _validation_fraction(config)
+    fraction = validation_fraction(config)
     join = _message(contract.JOIN, _request(plan, fraction, round_=0))
     train = _message(contract.TRAIN, _request(plan, fraction, round_=1), weights=weights)
     messages = [_described(message, desk.answer(message), SitePaths(site.parent)) for message in (join, train)]
@@ -138,7 +138,7 @@ def rehearse(site: Path) -> dict[str, Any]:
 
 def _enough_steps(site: Path, config: SiteConfig) -> int:
     """The fewest steps whose batches have as many patients as the policy wants; one pass's where none have."""
-    policy, fraction, steps = config.policy, _validation_fraction(config), 1
+    policy, fraction, steps = config.policy, validation_fraction(config), 1
     if policy is None:
         return steps
     data = read_training_data(read_hospital(site), rehearsal_plan(config, steps=1).images.size_px, fraction)
@@ -152,7 +152,8 @@ def _enough_steps(site: Path, config: SiteConfig) -> int:
     return steps
 
 
-def _validation_fraction(config: SiteConfig) -> float:
+def validation_fraction(config: SiteConfig) -> float:
+    """Gives the share of patients to rehearse with as validation: the one the site file accepts, or a usual one."""
     accepted = config.policy.accept.validation_fraction if config.policy else None
     return accepted or _VALIDATION_FRACTION
 

@@ -7,14 +7,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from aecnn.config import load_config
-from aecnn.errors import AecnnError
+from aecnn.errors import AecnnError, PrivacyError
 from aecnn.processes import FolderLock, ProcessError, stop_holder
+from client.ledger import Ledger
 from client.node_log import NodeState, node_state, supernode_log
 from client.paths import SitePaths
+from client.site import PrivacyPolicyConfig, SiteConfig
 from client.state import SiteState
 
 STOP_TIMEOUT_S = 40.0
 AUDIT_TRIES = 3
+
+
+@dataclass(frozen=True)
+class BudgetStatus:
+    """How the privacy budget stood after the last charge, as the ledger has it written."""
+
+    max_epsilon: float  # the site file's cap
+    epsilon: float | None  # of the patient who has spent most; None: the ledger cannot be trusted
+    left: float | None
+    fault: str | None = None  # of the ledger
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,15 @@ class ClientStatus:
     runs: dict[str, str]  # names of the runs that ever asked something, by id
     paused_since: str | None
     withdrawn: dict[str, str]
+    budget: BudgetStatus | None  # None: the site file names no ledger, or cannot be read
 
     def to_json(self) -> dict[str, Any]:
         """Gives plain data for JSON."""
-        return {"is_running": self.pid is not None, **vars(self)}
+        return {
+            "is_running": self.pid is not None,
+            **vars(self),
+            "budget": None if self.budget is None else vars(self.budget),
+        }
 
 
 class _SiteName(BaseModel):
@@ -76,7 +93,7 @@ def client_status(paths: SitePaths) -> ClientStatus:
     from client.audit import known_runs
     from client.check import check_files
 
-    (files,), _, federation = check_files(paths)
+    (files,), config, federation = check_files(paths)
     pid, state = FolderLock(paths.lock).holder(), SiteState(paths.database)
     return ClientStatus(
         hospital=_name_in(paths),
@@ -89,7 +106,24 @@ def client_status(paths: SitePaths) -> ClientStatus:
         runs=known_runs(paths.audit_log),
         paused_since=state.paused_since(),
         withdrawn=state.withdrawn_runs(),
+        budget=_budget_status(config, state),
     )
+
+
+def _budget_status(config: SiteConfig | None, state: SiteState) -> BudgetStatus | None:
+    """Reads what the last charges came to, without composing anything: that takes the seconds of ``budget``."""
+    policy = config.policy.privacy if config and config.policy else PrivacyPolicyConfig()
+    if policy.ledger_folder is None:
+        return None
+    try:
+        ledger, seen = Ledger.open(policy.ledger_folder), state.ledger_seen()
+        if seen is not None and not ledger.holds(seen):
+            raise PrivacyError("the privacy ledger is not the one that this client saw: aecnn-client budget says more")
+        # Each line has ε of its patients up to then, so whoever has spent most is in the largest.
+        spent = max((charge.epsilon for charge in ledger.charges() if charge.epsilon is not None), default=0.0)
+    except PrivacyError as error:
+        return BudgetStatus(policy.max_epsilon, None, None, str(error))
+    return BudgetStatus(policy.max_epsilon, spent, max(0.0, policy.max_epsilon - spent))
 
 
 def _name_in(paths: SitePaths) -> str | None:

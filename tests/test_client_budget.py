@@ -438,6 +438,27 @@ def test_budget_of_a_new_ledger_is_whole(site):
     assert (document["epsilon"], document["left"], document["runs"]) == (0.0, 8.0, [])
 
 
+def test_status_tells_the_budget_as_the_ledger_has_it_written(site, train, ledger_folder):
+    assert "privacy     ε 0.00 of 8 spent" in _status(site)
+    for number in (1, 2):
+        Desk(site, _app([])).answer(train(round=number))
+    spent = epsilon_of([Mechanism(0.917, 0.05, 80)], delta=DELTA)
+    assert f"privacy     ε {spent:.2f} of 8 spent by the patient who has spent most, {8.0 - spent:.2f} left" in (
+        _status(site)
+    )
+    document = json.loads(_status(site, "--json"))
+    assert document["budget"] == {"max_epsilon": 8.0, "epsilon": spent, "left": 8.0 - spent, "fault": None}
+    shutil.rmtree(ledger_folder)
+    assert "no request with differential privacy is answered: " in _status(site)
+    document = json.loads(_status(site, "--json"))
+    assert document["budget"]["epsilon"] is None
+    assert "--adopt-ledger" in document["budget"]["fault"]
+
+
+def _status(site, *options):
+    return aecnn_client("status", "-f", site.folder, *options, code=1)[0]  # it has no key, which is a fault
+
+
 def test_a_lost_ledger_is_replaced_only_by_hand_and_the_log_says_so(site, train, ledger_folder):
     desk = Desk(site, _app([]))
     desk.answer(train())

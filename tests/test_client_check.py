@@ -12,19 +12,24 @@ import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from aecnn.config import ModelConfig, load_config
 from aecnn.contract import exchange_schema
 from aecnn.data.check.outcome import Outcome
 from aecnn.enrolment import FederationFile
+from aecnn.evaluation.noised import expected_auroc_error
 from aecnn.model.joint import build_architecture
 from centre_in_folder import eventually, free_port
-from client.check import check_centre, check_connection, check_files
+from client.check import check_budget, check_centre, check_connection, check_files
 from client.check_command import CheckResult, check_progress, run_checks, show_checks
 from client.connection import node_environment, proxy_for, try_to_connect
+from client.ledger_store import create_ledger
 from client.node_log import node_state
 from client.rehearsal import Speed, rehearsal_plan, rehearsal_site, rehearse
 from client.setup import public_key_of, rotate_key
@@ -288,8 +293,34 @@ def test_a_site_that_requires_privacy_rehearses_with_it(phantom_64px, tmp_path, 
     assert checks["would-leave"].status == "pass"
     assert checks["budget"].status == "pass"
     assert "ε 0.00 of 8 spent" in checks["budget"].summary  # the rehearsal spends nothing
+    assert "max_evaluation_epsilon is null: no figure" in checks["noised-figures"].summary
     report = found.would_leave["messages"][1]["records"]["report"]["scalars"]
     assert set(report) == {"num-images", "num-steps", "noise-multiplier", "sample-rate", "delta", "epsilon"}
+
+
+def test_what_noise_would_do_to_its_figures_is_told_before_a_site_agrees_to_it(phantom_64px, tmp_path):
+    paths, _ = _hospital(tmp_path, phantom_64px)
+    config = load_config(paths.site, SiteConfig)
+    create_ledger(tmp_path / "ledger")
+    privacy = config.policy.privacy.model_copy(
+        update={"ledger_folder": tmp_path / "ledger", "max_evaluation_epsilon": 4.0, "delta": 1e-5}
+    )
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"privacy": privacy})})
+    few, many = (
+        _by_name(check_budget(config, paths, num_patients=patients))["noised-figures"].summary
+        for patients in (100, 40_000)
+    )
+    # One Gaussian mechanism at epsilon 4 and delta 1e-5: the noise by the closed form (Balle & Wang 2018).
+    noise = brentq(lambda sigma: _delta_of_gaussian(4.0, sigma) - 1e-5, 0.1, 10.0)
+    least = 4.0 * noise * np.sqrt(14 * 32)  # four standard deviations of a class's total over 32 bins
+    assert f"5% of 10 validation patients: judged once, it is not told: {least:.0f} images of each class" in few
+    error = expected_auroc_error(0.05 * 4000, 0.95 * 4000, noise, 1)
+    assert f"5% of 4,000 validation patients: judged once, it is off by ±{error:.3f}" in many
+    assert "judged 11 times, as in 50 rounds, it is not told" in many
+
+
+def _delta_of_gaussian(epsilon, sigma):
+    return norm.cdf(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * norm.cdf(-0.5 / sigma - epsilon * sigma)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aecnn.errors import ConfigError
-from aecnn.evaluation.noised import expected_auroc_error, fewest_images
-from aecnn.privacy_config import Accountant, EvaluationPrivacyConfig, evaluated_rounds
+from aecnn.evaluation.noised_outlook import PREVALENCE, EvaluationOutlook, evaluation_outlook, evaluations_of
+from aecnn.privacy_config import Accountant
 from aecnn.progress import OnProgress
 from aecnn.training.privacy.accounting import LARGEST_EPSILON, Mechanism, default_delta, epsilon_of, noise_for
 
@@ -31,7 +31,7 @@ class Question:
     rounds: int = 1
     evaluation_epsilon: float | None = None
     validation_patients: int | None = None
-    prevalence: float = 0.05
+    prevalence: float = PREVALENCE
     plot: Path | None = None
 
     def refuse_faults(self) -> None:
@@ -109,19 +109,6 @@ class AtPatients:
     delta: float
     epsilon: Cost  # with the plan's noise
     noise_multiplier: float | None  # for the target, where one was given
-
-
-@dataclass(frozen=True)
-class EvaluationOutlook:
-    """What noised histograms of the validation scores cost, and what they are worth."""
-
-    epsilon: float  # of all evaluations together, of each validation patient
-    delta: float
-    evaluations: int
-    noise_multiplier: float  # of each
-    positives: float  # expected validation images with the finding, one image a patient
-    fewest_images: float  # of a class, for an AUROC to be told
-    auroc_error: float | None  # standard deviation, one hospital alone; None: there will be no AUROC
 
 
 @dataclass(frozen=True)
@@ -219,19 +206,12 @@ def _among(question: Question, noise: float) -> Iterator[AtPatients]:
 def _evaluation(question: Question, delta: float) -> EvaluationOutlook | None:
     if question.evaluation_epsilon is None or question.validation_patients is None:
         return None
-    every = int(EvaluationPrivacyConfig.model_fields["every_rounds"].default)
-    evaluations = len(evaluated_rounds(every, question.rounds))
-    noise = noise_for(epsilon=question.evaluation_epsilon, delta=delta, sample_rate=1.0, steps=evaluations)
-    positives = question.prevalence * question.validation_patients
-    error = expected_auroc_error(positives, question.validation_patients - positives, noise, 1)
-    return EvaluationOutlook(
+    return evaluation_outlook(
         epsilon=question.evaluation_epsilon,
         delta=delta,
-        evaluations=evaluations,
-        noise_multiplier=noise,
-        positives=positives,
-        fewest_images=fewest_images(noise, 1),
-        auroc_error=None if math.isnan(error) else error,
+        evaluations=evaluations_of(question.rounds),
+        validation_patients=question.validation_patients,
+        prevalence=question.prevalence,
     )
 
 

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from aecnn.commands.privacy import ADJACENCY
-from aecnn.commands.privacy_outlook import Cost, EvaluationOutlook, Outlook, Question, RoundCost
+from aecnn.commands.privacy_outlook import Cost, Outlook, Question, RoundCost
 from aecnn.console import say, table_of
 from aecnn.evaluation.noised import NOISED_BINS
+from aecnn.evaluation.noised_outlook import EvaluationOutlook
 from aecnn.training.privacy.accounting import LARGEST_EPSILON
 
 if TYPE_CHECKING:
