@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aecnn.evaluation.report.events import ModelScores, Validation
+from aecnn.evaluation.report.events import Validation
 from aecnn.evaluation.report.history import History
+from aecnn.evaluation.report.scores import LEVEL, Judged, ModelScores
+from aecnn.evaluation.report.words import interval, percent
 
 SMALL_NUM_IMAGES = 100  # with fewer, an AUROC moves by tenths with the choice of the images
 
@@ -40,6 +42,7 @@ class Headline:
     auroc: float | None
     model: str
     basis: Basis | None  # None: not measured
+    interval: str | None = None  # in words
 
 
 def headline(history: History, metrics: ModelScores | None) -> Headline:
@@ -47,13 +50,40 @@ def headline(history: History, metrics: ModelScores | None) -> Headline:
     released = history.released_round
     model = "released model" if released is None else f"released model, round {released}"
     if metrics is not None:
-        return Headline(metrics.macro_auroc, model, split_basis(metrics))
-    validation = validation_of(history, round_number=released)
+        return Headline(metrics.macro_auroc, model, split_basis(metrics), interval_of_split(metrics))
+    validation, judged = validation_of(history, round_number=released), judged_of(history)
     if released is None:
         model = f"round {validation.round}, no model released" if validation else "no model released"
     if validation is None:
         return Headline(None, model, None)
-    return Headline(validation.macro_auroc, model, validation_basis(history, validation))
+    basis = validation_basis(history, validation)
+    if judged is None:
+        return Headline(validation.macro_auroc, model, basis)
+    return Headline(judged.macro_auroc, model, basis, interval_of_judged(judged))
+
+
+def interval_of_split(metrics: ModelScores) -> str | None:
+    """Gives the interval of a split's macro AUROC, in words; None where there is none."""
+    if metrics.macro_auroc_ci is None:
+        return None
+    made = metrics.interval
+    level = LEVEL if made is None or made.level is None else made.level
+    how = f", {made.method}" if made and made.method else ""
+    return f"{percent(level)} interval {interval(metrics.macro_auroc_ci)}{how}"
+
+
+def interval_of_judged(judged: Judged) -> str | None:
+    """Gives the interval of the pooled macro AUROC, in words; None where there is none."""
+    if judged.macro_auroc_ci is None:
+        return None
+    how = f", {judged.interval}" if judged.interval else ""
+    return f"{percent(LEVEL)} interval {interval(judged.macro_auroc_ci)}{how}"
+
+
+def judged_of(history: History) -> Judged | None:
+    """Gives the released model's judgement on all validation images; None where it is of another round's model."""
+    judged, released = history.judged, history.released_round
+    return judged if judged is not None and judged.round == released else None
 
 
 def split_basis(metrics: ModelScores) -> Basis:

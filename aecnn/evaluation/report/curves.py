@@ -1,7 +1,4 @@
-"""The report's drawings: learning curves, ROC curves, federated against alone, and who holds which finding.
-
-Shapes: N images, 14 findings.
-"""
+"""The report's drawings: learning curves, federated against alone, and who holds which finding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,28 +8,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from aecnn.evaluation.auroc import auroc, macro_mean, roc_curve
-from aecnn.evaluation.report.events import Alone
 from aecnn.evaluation.report.figures import ACCENT, HAIRLINE, INK, MUTED, PAPER, draw
 from aecnn.evaluation.report.history import History
-from aecnn.evaluation.report.load import Predictions
+from aecnn.evaluation.report.scores import Alone
 from aecnn.findings import FINDINGS
 
 LONGEST_NAME = 22  # letters of a hospital's name beside a drawing
-NUM_MACRO_POINTS = 201  # false positive rates at which the macro curve averages the findings'
-ROC_GRID = 400  # steps a side, over some 160 pixels
-
-
-@dataclass(frozen=True)
-class RocPanel:
-    """One small ROC drawing, or the reason for its absence."""
-
-    title: str
-    auroc: float | None
-    drawing: Markup | None
-    is_macro: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,50 +91,6 @@ def _paint_lines(axes: Axes, *, lines: Sequence[Line], released_round: int | Non
     axes.grid(visible=False, axis="x")
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.04, y=0.10)
-
-
-def roc_panels(predictions: Predictions) -> list[RocPanel]:
-    """Gives the macro curve and one curve a finding, in the findings' order."""
-    areas = np.full(len(FINDINGS), np.nan)
-    predicted = ~np.isnan(predictions.scores).any(axis=0)
-    areas[predicted] = auroc(predictions.scores[:, predicted], predictions.targets[:, predicted])
-    grid = np.linspace(0.0, 1.0, NUM_MACRO_POINTS)
-    panels, heights = [], []
-    for index, finding in enumerate(FINDINGS):
-        if np.isnan(areas[index]):
-            panels.append(RocPanel(finding, None, None))
-            continue
-        fpr, tpr = roc_curve(predictions.scores[:, index], predictions.targets[:, index])
-        heights.append(np.interp(grid, fpr, tpr))
-        panels.append(RocPanel(finding, float(areas[index]), _draw_roc(finding, fpr, tpr)))
-    if not heights:
-        return panels
-    drawing = _draw_roc("mean of the findings", np.r_[0.0, grid], np.r_[0.0, np.mean(heights, axis=0)])
-    macro = RocPanel("Mean of findings", macro_mean(areas), drawing, is_macro=True)
-    return [macro, *panels]
-
-
-def _draw_roc(name: str, fpr: NDArray[np.float64], tpr: NDArray[np.float64]) -> Markup:
-    paint = partial(_paint_roc, corners=_visible_corners(fpr, tpr))
-    return draw(f"roc-{name}", width_px=168, height_px=160, description=f"ROC curve, {name}", paint=paint)
-
-
-def _visible_corners(fpr: NDArray[np.float64], tpr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gives the curve's corners [K, 2] on a grid finer than a pixel: thousands of images, a few hundred corners."""
-    points = np.unique(np.round(np.stack([fpr, tpr], axis=1) * ROC_GRID), axis=0)  # sorted: both rates only rise
-    steps = np.diff(points, axis=0)
-    turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]
-    return points[np.r_[True, turns, True]] / ROC_GRID
-
-
-def _paint_roc(axes: Axes, *, corners: NDArray[np.float64]) -> None:
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (1.5, 3)))  # chance
-    axes.fill(*np.r_[corners, [[1.0, 0.0]]].T, color=ACCENT, alpha=0.10, linewidth=0)
-    axes.plot(*corners.T, color=ACCENT, linewidth=1.8)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-    axes.set_xticklabels(["0", "0.5", "1"])
-    axes.set_yticklabels(["0", "0.5", "1"])
-    axes.grid(visible=False)
 
 
 def alone_drawing(alone: Alone, federated_auroc: float, colours: dict[str, str]) -> Markup | None:

@@ -1,21 +1,14 @@
-"""What a run folder's JSON says, as frozen dataclasses; an undefined score (null or NaN) is None.
+"""What a run's history says, as frozen dataclasses; an undefined score (null or NaN) is None.
 
 Keys this report does not know are let through, so that an older report reads a newer run.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
-
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _empty_if_none(value: object) -> object:
-    return {} if value is None else value
+from aecnn.evaluation.report.scores import ByName, Number
 
 
 def _with_pooled(value: object) -> object:
@@ -28,9 +21,6 @@ def _with_pooled(value: object) -> object:
     }
 
 
-Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
-
-
 @dataclass(frozen=True)
 class HospitalCounts:
     """What one hospital brings to the run."""
@@ -40,9 +30,7 @@ class HospitalCounts:
     num_validation_images: int | None = None
     num_validation_patients: int | None = None
     num_skipped_images: int | None = None
-    positives: Annotated[dict[str, int], BeforeValidator(_empty_if_none)] = field(
-        default_factory=dict
-    )  # finding -> images; empty where the hospital does not tell
+    positives: ByName[int] = field(default_factory=dict)  # finding -> images; empty where the hospital does not tell
 
 
 @dataclass(frozen=True)
@@ -225,61 +213,3 @@ class End:
     finished_at: str | None = None
     seconds: Number = None
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class FindingScores:
-    """One finding's scores on one split."""
-
-    auroc: Number = None
-    auprc: Number = None
-    num_positive: int | None = None
-    num_negative: int | None = None
-
-    @property
-    def why_undefined(self) -> str | None:
-        """Why there is no AUROC, as the end of a sentence; None where there is one."""
-        if self.auroc is not None:
-            return None
-        if self.num_positive == 0 and self.num_negative == 0:
-            return "no image is labelled for it"
-        if self.num_positive == 0:
-            return "no positive image"
-        return "no negative image" if self.num_negative == 0 else "the run gives no AUROC for it"
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """How near the decoded images are to the originals."""
-
-    psnr_db: Number = None
-    ssim: Number = None
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """One model's scores on one split."""
-
-    macro_auroc: Number = None
-    macro_auprc: Number = None
-    findings: dict[str, FindingScores] = field(default_factory=dict)
-    num_images: int | None = None
-    num_patients: int | None = None
-    num_skipped_images: int | None = None
-    split: str = "test"
-    reconstruction: Reconstruction | None = None
-
-
-@dataclass(frozen=True)
-class Alone:
-    """Each hospital's own model, trained without the others for as many steps, on the same split."""
-
-    hospitals: dict[str, ModelScores]
-    mean_macro_auroc: Number = None
-    num_steps: int | None = None
-
-    def mean_auroc(self, finding: str) -> float | None:
-        """Mean AUROC of one finding over the hospitals where it is defined."""
-        scores = [model.findings[finding].auroc for model in self.hospitals.values() if finding in model.findings]
-        defined = [score for score in scores if score is not None]
-        return sum(defined) / len(defined) if defined else None

@@ -22,9 +22,10 @@ from aecnn.evaluation.report.events import (
     Test,
     Validation,
 )
+from aecnn.evaluation.report.scores import Judged
 from aecnn.evaluation.report.words import date, resumptions, round_named
 
-Event = Start | Answer | Validation | Round | End | Joined | Left | Attempt | Resume | Test | Delivered
+Event = Start | Answer | Validation | Round | End | Joined | Left | Attempt | Resume | Test | Delivered | Judged
 _KINDS: dict[str, type[Event]] = {
     "start": Start,
     "answer": Answer,
@@ -37,6 +38,7 @@ _KINDS: dict[str, type[Event]] = {
     "resume": Resume,
     "test": Test,
     "delivered": Delivered,
+    "judged": Judged,
 }
 
 
@@ -49,6 +51,7 @@ class History:
     rounds: tuple[Round, ...]  # by round
     end: End | None
     tests: tuple[Test, ...] = ()  # by round
+    judged: Judged | None = None  # the released model on all validation images, with intervals
     late: tuple[Joined, ...] = ()  # hospitals that came late
     incidents: tuple[str, ...] = ()  # what did not go by itself, in order
     delivered: tuple[str, ...] | None = None  # hospitals; None: nothing was to be delivered, or not yet
@@ -90,7 +93,7 @@ def history_of(text: str, notes: list[str], *, num_rounds: int | None = None) ->
         notes: Added to.
         num_rounds: Of the run, so that what follows the last one is named; None where it is not known.
     """
-    start, end, delivered = Start(), None, None
+    start, end, delivered, judged = Start(), None, None, None
     validations: dict[int, Validation] = {}
     rounds: dict[int, Round] = {}
     tests: dict[int, Test] = {}
@@ -117,6 +120,8 @@ def history_of(text: str, notes: list[str], *, num_rounds: int | None = None) ->
                 late[event.hospital] = event
             case Delivered():
                 delivered = event.hospitals
+            case Judged():
+                judged = event
             case Answer() if event.privacy is not None:
                 costs.append((event.hospital, event.round, event.privacy))
         incidents += _told(event, num_rounds)
@@ -126,6 +131,7 @@ def history_of(text: str, notes: list[str], *, num_rounds: int | None = None) ->
         rounds=tuple(rounds[number] for number in sorted(rounds)),
         end=end,
         tests=tuple(tests[number] for number in sorted(tests)),
+        judged=judged,
         late=tuple(late.values()),
         incidents=tuple(incidents),
         delivered=delivered,

@@ -1,4 +1,4 @@
-"""Triptychs: an original, its latent code and its reconstruction, as PNGs inside the page."""
+"""Triptychs: an original, its latent code and its reconstruction, as PNGs in the page; and where the model looked."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -13,6 +14,8 @@ from aecnn.evaluation.report.load import Example
 
 MAX_SIDE_PX = 384  # twice the width on the page: sharp on dense screens, and a page that mails well
 NUM_PROBABILITIES = 5
+NUM_COLOURS = 128
+OPACITY = 0.65  # of the hottest place on the radiograph
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Panel:
     """One picture of a triptych."""
 
     caption: str
-    side_px: int  # of the array, before any scaling for the page
+    remark: str
     uri: str
 
 
@@ -41,7 +44,7 @@ class Triptych:
     findings: tuple[str, ...]
     panels: tuple[Panel, ...]
     bars: tuple[Bar, ...]  # the most probable findings
-    psnr_db: float | None  # None for a perfect copy
+    is_explained: bool  # its last picture shows where the classifier looked
 
 
 def triptychs(examples: Sequence[Example]) -> list[Triptych]:
@@ -51,14 +54,36 @@ def triptychs(examples: Sequence[Example]) -> list[Triptych]:
 
 def _triptych(example: Example) -> Triptych:
     ranked = sorted(example.probabilities.items(), key=lambda item: (-item[1], item[0]))
-    pictures = {"original": example.original, "latent": example.latent, "reconstruction": example.reconstruction}
+    psnr_db = _psnr_db(example.original, example.reconstruction)
+    panels = [
+        _panel("original", example.original),
+        _panel("latent", example.latent),
+        _panel("reconstruction", example.reconstruction, None if psnr_db is None else f"{psnr_db:.1f} dB"),
+    ]
+    if example.heatmap is not None:
+        overlay = overlaid(example.original, example.heatmap)
+        panels.append(_panel(f"Grad-CAM, {example.explained}" if example.explained else "Grad-CAM", overlay, ""))
     return Triptych(
         image=example.image,
         findings=example.findings,
-        panels=tuple(Panel(caption, len(pixels), _png_uri(pixels)) for caption, pixels in pictures.items()),
+        panels=tuple(panels),
         bars=tuple(Bar(name, value, name in example.findings) for name, value in ranked[:NUM_PROBABILITIES]),
-        psnr_db=_psnr_db(example.original, example.reconstruction),
+        is_explained=example.heatmap is not None,
     )
+
+
+def overlaid(original: NDArray[np.uint8], heatmap: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Gives a radiograph [S, S] with the heatmap [S, S] in colour on it, [S, S, 3]: no heat leaves it as it is."""
+    heat = heatmap.astype(np.float64) / 255.0
+    colour = colormaps["inferno"](heat)[..., :3]
+    opacity = OPACITY * heat[..., None]
+    mixed = (1.0 - opacity) * original[..., None] / 255.0 + opacity * colour
+    overlay: NDArray[np.uint8] = (255.0 * mixed).round().astype(np.uint8)
+    return overlay
+
+
+def _panel(caption: str, pixels: NDArray[np.uint8], remark: str | None = None) -> Panel:
+    return Panel(caption, f"{len(pixels)} px" if remark is None else remark, _png_uri(pixels))
 
 
 def _psnr_db(original: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> float | None:
@@ -70,6 +95,8 @@ def _png_uri(pixels: NDArray[np.uint8]) -> str:
     picture = Image.fromarray(pixels)
     if max(picture.size) > MAX_SIDE_PX:
         picture = picture.resize((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
+    if picture.mode == "RGB":
+        picture = picture.quantize(NUM_COLOURS)  # a third of the bytes, and the eye does not see it
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from aecnn.errors import FaultyInputError, PredictionsError
 from aecnn.evaluation.predictions import read_predictions, read_targets
-from aecnn.evaluation.report.events import Alone, ModelScores
 from aecnn.evaluation.report.history import History, first_fault, history_of
+from aecnn.evaluation.report.scores import Alone, ModelScores
 
 LOGGER = logging.getLogger(__name__)
 REPORT_NAME = "report.html"
@@ -41,6 +41,8 @@ class Example:
     original: NDArray[np.uint8]  # [S, S]
     latent: NDArray[np.uint8]  # [S/4, S/4]
     reconstruction: NDArray[np.uint8]  # [S, S]
+    heatmap: NDArray[np.uint8] | None = None  # [S, S], where the classifier looked; None where that is not known
+    explained: str = ""  # the finding that it looked for
 
 
 @dataclass(frozen=True)
@@ -181,18 +183,23 @@ def _read_examples(folder: Path, notes: list[str]) -> tuple[Example, ...]:
     try:
         with np.load(arrays_path, allow_pickle=False) as archive:
             stacks = [archive[name] for name in ("original", "latent", "reconstruction")]
+            heatmaps = archive.get("heatmap")
         texts = TypeAdapter(list[dict[str, Any]]).validate_json(texts_path.read_bytes())
-        return _pair_examples(stacks, texts)
+        return _pair_examples(stacks, heatmaps, texts)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         notes.append(f"examples.npz and examples.json cannot be read together ({type(error).__name__}).")
         return ()
 
 
-def _pair_examples(stacks: Sequence[NDArray[Any]], texts: Sequence[dict[str, Any]]) -> tuple[Example, ...]:
+def _pair_examples(
+    stacks: Sequence[NDArray[Any]], heatmaps: NDArray[Any] | None, texts: Sequence[dict[str, Any]]
+) -> tuple[Example, ...]:
     if any(stack.dtype != np.uint8 or stack.ndim != 3 for stack in stacks):
         raise ValueError("expected three stacks of 8-bit images")
     if {len(stack) for stack in stacks} != {len(texts)} or stacks[0].shape != stacks[2].shape:
         raise ValueError("the stacks differ in length or size")
+    if heatmaps is not None and (heatmaps.dtype != np.uint8 or heatmaps.shape != stacks[0].shape):
+        raise ValueError("the heatmaps are not those of the images")
     return tuple(
         Example(
             image=str(text["image"]),
@@ -201,6 +208,8 @@ def _pair_examples(stacks: Sequence[NDArray[Any]], texts: Sequence[dict[str, Any
             original=stacks[0][row],
             latent=stacks[1][row],
             reconstruction=stacks[2][row],
+            heatmap=None if heatmaps is None else heatmaps[row],
+            explained=str(text.get("explained", "")),
         )
         for row, text in enumerate(texts)
     )

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,54 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 
 from aecnn.evaluation.report.basis import (
     SMALL_NUM_IMAGES,
-    Basis,
     headline,
+    judged_of,
     split_basis,
     validation_basis,
     validation_of,
 )
-from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, privacy_curve, roc_panels
-from aecnn.evaluation.report.events import CentralSpent, Round, Validation
+from aecnn.evaluation.report.curves import alone_drawing, learning_curves, partition_drawing, privacy_curve
+from aecnn.evaluation.report.events import CentralSpent
 from aecnn.evaluation.report.figures import HOSPITALS, hospital_colours, variable
 from aecnn.evaluation.report.history import History
 from aecnn.evaluation.report.images import triptychs
 from aecnn.evaluation.report.load import REPORT_NAME, Run, load_run
-from aecnn.evaluation.report.page_template import PAGE_TEMPLATE, REPORT_STYLE
+from aecnn.evaluation.report.page_look import REPORT_STYLE
+from aecnn.evaluation.report.page_model_sections import MODEL_SECTIONS
+from aecnn.evaluation.report.page_run_sections import RUN_SECTIONS
+from aecnn.evaluation.report.page_template import MACROS, PAGE_TEMPLATE
+from aecnn.evaluation.report.panels import calibration_panels, curves_of, pr_panels, roc_panels
+from aecnn.evaluation.report.scores import LEVEL, FindingScores
+from aecnn.evaluation.report.tables import (
+    VIEW_POSITION,
+    FindingRow,
+    attributes,
+    finding_rows,
+    hospital_rows,
+    pooled_scores,
+    round_rows,
+)
 from aecnn.evaluation.report.words import (
     bar,
+    bound,
     count,
     date,
     duration,
     epsilon,
+    heat,
+    interval,
+    percent,
     resumptions,
     score,
     share,
+    short,
     significant,
     size,
     spaced,
 )
-from aecnn.findings import FINDINGS
+from aecnn.evaluation.tensorboard import can_write_events, write_events
 from aecnn.page_style import PAGE_STYLE
 
-CHANCE = 0.5
 FILES = {
     "alone.json": "scores of each hospital's own model",
     "config.yaml": "configuration, every default written out",
@@ -60,54 +78,51 @@ FILES = {
 }
 
 
-@dataclass(frozen=True)
-class FindingRow:
-    """One line of the table of findings."""
-
-    name: str
-    auroc: float | None
-    why_undefined: str | None
-    auprc: float | None = None
-    alone_auroc: float | None = None
-    num_positive: int | None = None
-    num_negative: int | None = None
-
-    @property
-    def share_positive(self) -> float | None:
-        """Share of positive images: what AUPRC is by chance."""
-        if self.num_positive is None or self.num_negative is None or not self.num_positive + self.num_negative:
-            return None
-        return self.num_positive / (self.num_positive + self.num_negative)
+MODES = {
+    "fine": "Each hospital told how many of its scores fall in each bin of a fine grid, small numbers too, "
+    "for findings with enough patients on both sides.",
+    "floored": "Each hospital merged neighbouring bins of its scores until each held enough patients. "
+    "That widens what the pooled figures can be off by.",
+    "mixed": "Some hospitals told how many of their scores fall in each bin of a fine grid; others merged "
+    "neighbouring bins until each held enough patients, which widens what the pooled figures can be off by.",
+}
+WORDS = (bar, bound, count, date, duration, epsilon, heat, interval, percent)
+MORE_WORDS = (resumptions, score, share, short, significant, size, spaced)
 
 
 @dataclass(frozen=True)
-class RoundRow:
-    """One line of the table of rounds."""
+class PrivacyFact:
+    """What privacy has cost, on top of the page; None is beyond any promise."""
 
-    round: int
-    training: Round | None  # None for the initial model
-    macro_auroc: float | None
-    basis: Basis | None  # of the validation AUROC
-    test_auroc: float | None
-    is_released: bool
-    is_resumed: bool  # its time is counted from the resumption
+    title: str
+    epsilon: float | None
+    remark: str
 
-    @property
-    def lowest_alive_fraction(self) -> float | None:
-        """Share of live latent pixels at the hospital where it is lowest."""
-        hospitals = self.training.hospitals.values() if self.training else ()
-        return min((h.latent_alive_fraction for h in hospitals if h.latent_alive_fraction is not None), default=None)
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the table of findings have any figure."""
+
+    interval: bool
+    validation: bool
+    validation_interval: bool
+    alone: bool
+    auprc: bool
+    sensitivity: bool
+    counts: bool
 
 
 def write_report(run_folder: Path) -> Path:
     """Writes ``report.html`` into a run folder, from the files there alone, and gives its path.
 
-    A section without content is left out, and the page says why; the same files give the same bytes.
+    A section without content is left out, and the page says why; the same files give the same bytes. With the extra
+    ``tensorboard``, the curves are written for it too.
 
     Raises:
         FaultyInputError: The folder is absent or holds no file of a run.
     """
-    page = render(load_run(run_folder))
+    run = load_run(run_folder)
+    page = render(run)
     path = run_folder / REPORT_NAME
     with tempfile.NamedTemporaryFile("wb", dir=run_folder, prefix=".report-", suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
@@ -118,6 +133,8 @@ def write_report(run_folder: Path) -> Path:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    if can_write_events():
+        write_events(run.history, run_folder)
     return path
 
 
@@ -132,14 +149,18 @@ def report_without_images(run_folder: Path) -> bytes:
 
 def render(run: Run) -> str:
     """Gives the page of a run as HTML."""
+    templates = {
+        "page.html": PAGE_TEMPLATE,
+        "macros.html": MACROS,
+        "model.html": MODEL_SECTIONS,
+        "run.html": RUN_SECTIONS,
+        "style.css": PAGE_STYLE,
+        "report.css": REPORT_STYLE,
+    }
     environment = Environment(
-        loader=DictLoader({"page.html": PAGE_TEMPLATE, "style.css": PAGE_STYLE, "report.css": REPORT_STYLE}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for word in (score, count, share, bar, duration, date, size, spaced, resumptions, epsilon, significant):
+    for word in (*WORDS, *MORE_WORDS):
         environment.filters[word.__name__] = word
     return environment.get_template("page.html").render(_context(run))
 
@@ -147,81 +168,107 @@ def render(run: Run) -> str:
 def _context(run: Run) -> dict[str, Any]:
     history = run.history
     colours = hospital_colours(history.hospital_names or tuple(run.alone.hospitals if run.alone else ()))
-    federated_auroc = run.metrics.macro_auroc if run.metrics else None
     validation = validation_of(history, round_number=history.released_round)
-    drawn = {
+    drawn = _drawn(run, colours) | _drawn_of_findings(run, pooled_scores(history, validation))
+    return (
+        drawn
+        | _judged(run)
+        | {
+            "run": run,
+            "headline": headline(history, run.metrics),
+            "validation": validation,
+            "validation_basis": validation_basis(history, validation) if validation else None,
+            "test_basis": split_basis(run.metrics) if run.metrics else None,
+            "small": SMALL_NUM_IMAGES,
+            "colours": {name: variable(colour) for name, colour in colours.items()},
+            "num_colours": len(HOSPITALS),
+            "findings": (findings := finding_rows(run, validation)),
+            "columns": _columns(findings, run),
+            "rounds": round_rows(history),
+            "central": _central(history),
+            "privacy_facts": _privacy_facts(history),
+            "absences": _absences(run, drawn),
+            "file_meanings": FILES,
+            "model": _section(run, "model"),
+            "images": _section(run, "images"),
+        }
+    )
+
+
+def _drawn(run: Run, colours: dict[str, str]) -> dict[str, Any]:
+    federated_auroc = run.metrics.macro_auroc if run.metrics else None
+    return {
         "alone": alone_drawing(run.alone, federated_auroc, colours)
-        if run.alone and federated_auroc is not None
+        if run.alone is not None and federated_auroc is not None
         else None,
-        "roc": roc_panels(run.predictions) if run.predictions else [],
-        "curves": learning_curves(history, colours),
-        "partition": partition_drawing(history, colours),
-        "privacy_curve": privacy_curve(history, colours),
+        "curves": learning_curves(run.history, colours),
+        "partition": partition_drawing(run.history, colours),
+        "privacy_curve": privacy_curve(run.history, colours),
         "triptychs": triptychs(run.examples),
     }
-    return drawn | {
-        "run": run,
-        "headline": headline(history, run.metrics),
-        "validation": validation,
-        "validation_basis": validation_basis(history, validation) if validation else None,
-        "test_basis": split_basis(run.metrics) if run.metrics else None,
-        "small": SMALL_NUM_IMAGES,
-        "colours": {name: variable(colour) for name, colour in colours.items()},
-        "num_colours": len(HOSPITALS),
-        "findings": _finding_rows(run, validation),
-        "chance": bar(CHANCE),
-        "rounds": _round_rows(run),
-        "central": _central(history),
-        "absences": _absences(run, drawn),
-        "file_meanings": FILES,
-        "model": _section(run, "model"),
-        "images": _section(run, "images"),
+
+
+def _drawn_of_findings(run: Run, pooled: Mapping[str, FindingScores]) -> dict[str, Any]:
+    """The small drawings; those of the test split where there is one, with validation's behind them."""
+    test = curves_of(run.predictions) if run.predictions else None
+    has_test, has_pooled = bool(test and test.roc), any(scores.roc for scores in pooled.values())
+    basis = split_basis(run.metrics) if has_test and run.metrics else None
+    if not has_test:
+        validation = validation_of(run.history, round_number=run.history.released_round)
+        basis = validation_basis(run.history, validation) if validation else None
+    return {
+        "roc": roc_panels(test, pooled),
+        "pr": pr_panels(test, pooled),
+        "calibration": calibration_panels(run.metrics.findings if run.metrics else {}, pooled),
+        "curve_basis": basis,
+        "has_both_curves": has_test and has_pooled,
+        "has_both_calibrations": has_test and any(scores.calibration for scores in pooled.values()),
     }
 
 
-def _finding_rows(run: Run, validation: Validation | None) -> list[FindingRow]:
-    """The test split's figures; without any, the pooled validation AUROC, which is all that hospitals tell."""
-    if run.metrics is None:
-        pooled = validation.findings if validation else {}
-        return [
-            FindingRow(name, pooled[name], why_undefined="no positive or no negative image")
-            for name in _in_order(pooled)
-        ]
-    return [
-        FindingRow(
-            name=name,
-            auroc=scores.auroc,
-            why_undefined=scores.why_undefined,
-            auprc=scores.auprc,
-            alone_auroc=run.alone.mean_auroc(name) if run.alone else None,
-            num_positive=scores.num_positive,
-            num_negative=scores.num_negative,
-        )
-        for name, scores in ((name, run.metrics.findings[name]) for name in _in_order(run.metrics.findings))
-    ]
+def _judged(run: Run) -> dict[str, Any]:
+    """What the test split and the closing judgement say beyond the figures by finding."""
+    metrics, judged = run.metrics, judged_of(run.history)
+    findings, rows = hospital_rows(run.history)
+    made = metrics.interval if metrics else None
+    every = [*(metrics.findings if metrics else {}).values(), *(judged.findings if judged else {}).values()]
+    points = [scores.sensitivity_at_specificity for scores in every if scores.sensitivity_at_specificity]
+    return {
+        "judged": judged,
+        "modes": MODES,
+        "level": LEVEL if made is None or made.level is None else made.level,
+        "specificity": next((point.specificity for point in points if point.specificity is not None), 0.0),
+        "subgroups": attributes(run),
+        "view_baseline": metrics.baselines.get(VIEW_POSITION) if metrics else None,
+        "hospital_findings": findings,
+        "hospital_rows": rows,
+    }
 
 
-def _in_order(names: Collection[str]) -> list[str]:
-    return [*(name for name in FINDINGS if name in names), *(name for name in names if name not in FINDINGS)]
+def _columns(rows: Sequence[FindingRow], run: Run) -> Columns:
+    scores = [row.scores for row in rows]
+    validation = [row.validation for row in rows if row.validation]
+    return Columns(
+        interval=any(one.auroc_ci for one in scores),
+        validation=any(one.auroc is not None for one in validation),
+        validation_interval=any(one.auroc_ci for one in validation),
+        alone=run.alone is not None and run.metrics is not None,
+        auprc=run.metrics is not None or any(one.auprc is not None for one in scores),
+        sensitivity=any(one.sensitivity_at_specificity for one in scores),
+        counts=any(one.num_positive is not None for one in scores),
+    )
 
 
-def _round_rows(run: Run) -> list[RoundRow]:
-    history = run.history
-    trainings = {event.round: event for event in history.rounds}
-    validations = {event.round: event for event in history.validations}
-    tests = {event.round: event.macro_auroc for event in history.tests}
-    return [
-        RoundRow(
-            round=number,
-            training=trainings.get(number),
-            macro_auroc=validations[number].macro_auroc if number in validations else None,
-            basis=validation_basis(history, validations[number]) if number in validations else None,
-            test_auroc=tests.get(number),
-            is_released=number == history.released_round,
-            is_resumed=number - 1 in history.resumed_after,
-        )
-        for number in sorted(trainings | validations)
-    ]
+def _privacy_facts(history: History) -> list[PrivacyFact]:
+    facts = []
+    trained = [spent.epsilon for spent in history.privacy.values() if spent.steps]
+    if trained:
+        largest = None if None in trained else max(value for value in trained if value is not None)
+        facts.append(PrivacyFact("ε of a patient", largest, "at the hospital where it is largest"))
+    central = _central(history)
+    if central is not None:
+        facts.append(PrivacyFact("ε of a hospital", central.epsilon, "noise at the centre; the weights alone"))
+    return facts
 
 
 def _central(history: History) -> CentralSpent | None:
@@ -232,7 +279,11 @@ def _central(history: History) -> CentralSpent | None:
 
 def _absences(run: Run, drawn: Mapping[str, object]) -> list[str]:
     """Why a section is not on the page, in sentences."""
-    of_test_set = {"test figures": run.metrics, "ROC curves": drawn["roc"], "example images": drawn["triptychs"]}
+    of_test_set = {
+        "test figures": run.metrics,
+        "curves of the test split": run.predictions,
+        "example images": drawn["triptychs"],
+    }
     lacking = [name for name, content in of_test_set.items() if not content]
     sentences = []
     if lacking:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 ABSENT = "–"
+DEEPEST_PERCENT = 52  # of the accent in a cell: text stays readable on it
+SMALLEST_BOUND = 0.001
 LOWEST_BAR = 0.4  # left end of the AUROC bars; a lower AUROC ends there
 
 
@@ -20,6 +22,31 @@ def count(value: int | None) -> str:
 def share(value: float | None) -> str:
     """Gives a fraction in per cent."""
     return ABSENT if value is None else f"{100 * value:.1f} %"
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """Gives both ends of an interval to three decimals."""
+    return ABSENT if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
+
+def percent(value: float) -> str:
+    """Gives a round share in per cent, without decimals it does not need."""
+    return f"{100 * value:.4g} %"
+
+
+def short(value: float | None) -> str:
+    """Gives two decimals, for narrow columns."""
+    return ABSENT if value is None else f"{value:.2f}"
+
+
+def bound(value: float) -> str:
+    """Gives what a figure can be off by, as what follows ``by``: to three decimals, or less than the last of them."""
+    return f"up to {value:.3f}" if value >= SMALLEST_BOUND else f"less than {SMALLEST_BOUND}"
+
+
+def heat(value: float) -> str:
+    """Gives how deep the colour of an AUROC's cell is, as a CSS length: none at chance."""
+    return f"{min(abs(value - 0.5), 0.5) * 2 * DEEPEST_PERCENT:.0f}%"
 
 
 def bar(value: float) -> str:
