@@ -35,6 +35,7 @@ Split = Literal["test", "train_val", "all"]  # of the official lists
 OnUnreadable = Literal["refuse", "skip"]
 Engine = Literal["inprocess", "ray"]  # of a simulation
 TestCrops = Literal["centre", "ten"]
+HeatmapMethod = Literal["grad-cam", "hires-cam"]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path.expanduser())))]
 
 HOSPITAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # it names a folder, too

@@ -1,7 +1,7 @@
 """Which library decodes 1024-px radiographs fastest on one core: paired and interleaved, so that load hits all alike.
 
-    python -m benchmarks.decoders --images $AECNN_TEST_DATA/nih_1024px/images
-    python -m benchmarks.decoders                                   # phantoms, drawn for the purpose
+    python benchmarks/decoders.py --images $AECNN_TEST_DATA/nih_1024px/images
+    python benchmarks/decoders.py                                   # phantoms, drawn for the purpose
 
 Only Pillow is a dependency of the project. The others are measured where they are installed:
 ``pip install opencv-python-headless imagecodecs pyspng``. Results and the decision: ``results/decoders.md``.

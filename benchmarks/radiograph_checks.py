@@ -1,7 +1,7 @@
 """Trains the net behind the picture checks of `aecnn check`, and measures how good all those checks are.
 
-    python -m benchmarks.radiograph_checks train      # writes aecnn/data/check/orientation.safetensors
-    python -m benchmarks.radiograph_checks measure    # writes benchmarks/results/radiograph_checks.{json,md}
+    python benchmarks/radiograph_checks.py train      # writes aecnn/data/check/orientation.safetensors
+    python benchmarks/radiograph_checks.py measure    # writes benchmarks/results/radiograph_checks.{json,md}
 
 Patients of ``nih_256px`` are divided once, by their id: tuning patients give weights, temperatures and thresholds;
 report patients give every figure of the report, and nothing else. ``nih_64px`` adds its other patients to the training.
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from radiograph_measuring import false_alarms, hit_rates, images_per_second, reliability
+from radiograph_training import SET_ASIDE, train
 
 from aecnn.data.check.orientation import WEIGHTS_PATH, scale_down
 from aecnn.data.images import decode_radiograph
 from aecnn.data.manifest import Manifest, read_manifest
 from aecnn.data.split import in_validation
-from benchmarks.radiograph_measuring import false_alarms, hit_rates, images_per_second, reliability
-from benchmarks.radiograph_training import SET_ASIDE, train
 
 RESULTS = Path(__file__).with_name("results")
 REPORT_SHARE = 0.4
@@ -61,7 +61,7 @@ def run_measurement(data: Path, results: Path) -> None:
     alarm_rates, alarms = false_alarms(manifest, sound)
     rates = hit_rates(sound)
     speed = images_per_second(sound)
-    command = "python -m benchmarks.radiograph_checks measure"
+    command = "python benchmarks/radiograph_checks.py measure"
     head = "| case | images | share | 95 % interval | remark |\n|---|---|---|---|---|"
     found = [f"| {item['image']} | {item['kind']} | {item['sureness']} | {item['inspected']} |" for item in alarms]
     lines = [

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import radiograph_spoiling as spoiling
 import torch
 
 from aecnn.data.check.orientation import (
@@ -22,7 +23,6 @@ from aecnn.data.check.orientation import (
 )
 from aecnn.data.check.radiographs import Kind, Suspicion, inspect
 from aecnn.data.manifest import Manifest
-from benchmarks import radiograph_spoiling as spoiling
 
 BATCH_SIZE = 128
 KINDS: tuple[Kind, ...] = ("inverted", "turned", "mirrored", "blank", "not_frontal", "borders")

@@ -3,23 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aecnn.config import DatasetConfig, OnUnreadable, Split, load_dataset
-from aecnn.console import JsonOption, print_json, progress_bar, say, table_of
-from aecnn.errors import ConfigError, PredictionsError, UnknownFindingError
+from aecnn.commands.pointing_screen import play_pointing_game, show_hit_rates
+from aecnn.config import HeatmapMethod, OnUnreadable, Split, load_dataset
+from aecnn.console import JsonOption, print_json, say
+from aecnn.errors import ConfigError, UnknownFindingError
 from aecnn.findings import FINDINGS, finding_index
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: PyTorch alone takes seconds
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
     from aecnn.config import ImagesConfig
-    from aecnn.data.source import LoadedImages
-    from aecnn.evaluation.pointing_game import HitRate, Target, Try
-    from aecnn.model.joint import JointAECNN
 
 COMMAND = "aecnn explain"
 NOT_CLINICAL = "Research software, not for clinical use."
@@ -44,6 +42,9 @@ def explain(
         Path | None,
         typer.Option(help="With --boxes: folder of the dataset, or a YAML with a `data:` section.", show_default=False),
     ] = None,
+    method: Annotated[
+        HeatmapMethod, typer.Option(help="hires-cam points better on small images: docs/using-a-model.md.")
+    ] = "grad-cam",
     split: Annotated[Split, typer.Option(help="With --boxes: which official list of --data.")] = "test",
     on_unreadable: Annotated[
         OnUnreadable | None,
@@ -59,15 +60,26 @@ def explain(
     by finding. A heatmap tells what moved the model's answer, not whether the finding is there.
     """
     findings = _check_options(image, checkpoint, finding or [], output, boxes, data)
+    from aecnn.evaluation.explain import require_captum
+
+    require_captum()
     if image is not None and output is not None and checkpoint is not None:
-        _explain_one(image, checkpoint, findings, output, device=device, as_json=json_)
+        document = _explain_one(image, checkpoint, findings, output, method=method, device=device)
+        if json_:
+            print_json(document)
+        else:
+            _show_one(document, Console())
     elif boxes is not None and data is not None and checkpoint is not None:
         dataset = load_dataset(data)
         if on_unreadable is not None:
             dataset = dataset.model_copy(update={"on_unreadable": on_unreadable})
-        document = _play(boxes, checkpoint, dataset, split, batch_size=batch_size, device=device, as_json=json_)
+        document = play_pointing_game(
+            boxes, checkpoint, dataset, split, method=method, batch_size=batch_size, device=device
+        )
         if json_:
             print_json(document)
+        else:
+            show_hit_rates(document, Console())
 
 
 def _check_options(
@@ -112,14 +124,13 @@ def _check_options(
 
 
 def _explain_one(
-    image: Path, checkpoint: Path, findings: list[str], output: Path, *, device: str, as_json: bool
-) -> None:
+    image: Path, checkpoint: Path, findings: list[str], output: Path, *, method: HeatmapMethod, device: str
+) -> dict[str, Any]:
     import torch
 
     from aecnn.data.augmentation import to_input
     from aecnn.data.images import open_content, read_file, square_and_scale
-    from aecnn.evaluation.explain import cells_a_side, explain_images, on_radiograph
-    from aecnn.evaluation.overlay import Explained, draw_overlay
+    from aecnn.evaluation.explain import METHOD_NAMES, cells_a_side, explain_images
     from aecnn.model.checkpoint import load_checkpoint
     from aecnn.training.device import resolve_device
 
@@ -132,29 +143,42 @@ def _explain_one(
         logits = model(seen.to(model.imagenet_mean.device)).logits[0]
     probabilities = dict(zip(FINDINGS, torch.sigmoid(logits.double()).tolist(), strict=True))
     names = findings or [max(probabilities, key=lambda name: probabilities[name])]
-    heatmaps = explain_images(model, seen.expand(len(names), -1, -1, -1), names).cpu().numpy()
-    height, width = grey.shape
-    explained = [
-        Explained(name, probabilities[name], on_radiograph(heatmap, config, height_px=height, width_px=width))
-        for name, heatmap in zip(names, heatmaps, strict=True)
-    ]
+    heatmaps = explain_images(model, seen.expand(len(names), -1, -1, -1), names, method=method).cpu().numpy()
     cells = cells_a_side(model, input_size_px=config.input_size_px)
     note = f"{checkpoint.name} at {config.input_size_px} px, heatmap of {cells} × {cells} cells. {NOT_CLINICAL}"
-    draw_overlay(output, grey, explained, title=image.name, note=note)
-    empty = [name for name, heatmap in zip(names, heatmaps, strict=True) if not heatmap.any()]
-    document = {
+    of_names = {name: (probabilities[name], heatmap) for name, heatmap in zip(names, heatmaps, strict=True)}
+    _draw(output, grey, of_names, config, method=METHOD_NAMES[method], title=image.name, note=note)
+    return {
         "image": str(image),
         "checkpoint": str(checkpoint),
         "output": str(output),
+        "method": METHOD_NAMES[method],
         "explained": names,
-        "without_evidence": empty,
+        "without_evidence": [name for name, (_, heatmap) in of_names.items() if not heatmap.any()],
         "cells": cells,
         "probabilities": {name: round(value, 6) for name, value in probabilities.items()},
     }
-    if as_json:
-        print_json(document)
-    else:
-        _show_one(document, Console())
+
+
+def _draw(
+    output: Path,
+    grey: "NDArray[np.uint8]",
+    of_names: "dict[str, tuple[float, NDArray[np.float32]]]",
+    config: "ImagesConfig",
+    *,
+    method: str,
+    title: str,
+    note: str,
+) -> None:
+    from aecnn.evaluation.explain import on_radiograph
+    from aecnn.evaluation.overlay import Explained, draw_overlay
+
+    height, width = grey.shape
+    explained = [
+        Explained(name, probability, on_radiograph(heatmap, config, height_px=height, width_px=width))
+        for name, (probability, heatmap) in of_names.items()
+    ]
+    draw_overlay(output, grey, explained, method=method, title=title, note=note)
 
 
 def _show_one(document: dict[str, Any], console: Console) -> None:
@@ -163,89 +187,3 @@ def _show_one(document: dict[str, Any], console: Console) -> None:
     for name in document["without_evidence"]:
         say(console, f"[yellow]warning[/] nothing in the image speaks for {name}: its heatmap is empty")
     say(console, f"Written: {escape(document['output'])}. {NOT_CLINICAL}")
-
-
-def _play(
-    boxes: Path, checkpoint: Path, dataset: DatasetConfig, split: Split, *, batch_size: int, device: str, as_json: bool
-) -> dict[str, Any]:
-    from aecnn.data.manifest import read_split
-    from aecnn.data.source import load_images
-    from aecnn.evaluation.explain import cells_a_side
-    from aecnn.evaluation.pointing_game import INTERVAL_LEVEL, hit_rate, hit_rates, read_boxes
-    from aecnn.model.checkpoint import load_checkpoint
-    from aecnn.training.device import resolve_device
-
-    targets = read_boxes(boxes)
-    checkpoint_read = load_checkpoint(checkpoint)
-    config, model = checkpoint_read.metadata.images, checkpoint_read.build().to(resolve_device(device))
-    manifest = read_split(dataset, split)
-    boxed = manifest.table["image"].isin([target.image for target in targets]).to_numpy(dtype=bool)
-    if not boxed.any():
-        raise PredictionsError(boxes, [f"none of its images is in {dataset.root}, split {split!r}: try --split all"])
-    loaded = load_images(manifest.select(boxed), dataset, size_px=config.size_px)
-    tries = _point_at_all(model, config, loaded, targets, batch_size=batch_size)
-    rates, overall = hit_rates(tries), hit_rate(tries)
-    document = {
-        "checkpoint": str(checkpoint),
-        "boxes": str(boxes),
-        "split": split,
-        "method": "Grad-CAM",
-        "cells": cells_a_side(model, input_size_px=config.input_size_px),
-        "level": INTERVAL_LEVEL,
-        "findings": {name: rate.to_json() for name, rate in rates.items()},
-        "all": overall.to_json(),
-        "num_images_elsewhere": len({target.image for target in targets}) - int(boxed.sum()),
-        "num_skipped_images": len(loaded.skipped),
-    }
-    for sentence in loaded.skipped:
-        say(Console(stderr=True), f"skipped: {escape(sentence)}")
-    if not as_json:
-        _show_rates({**rates, "all": overall}, document, Console())
-    return document
-
-
-def _point_at_all(
-    model: "JointAECNN",
-    config: "ImagesConfig",
-    loaded: "LoadedImages",
-    targets: "tuple[Target, ...]",
-    *,
-    batch_size: int,
-) -> "list[Try]":
-    from aecnn.data.augmentation import to_input
-    from aecnn.evaluation.explain import explain_images
-    from aecnn.evaluation.pointing_game import point
-
-    row_of = {name: row for row, name in enumerate(loaded.manifest.table["image"])}
-    here = [target for target in targets if target.image in row_of]
-    tries: list[Try] = []
-    with progress_bar("explaining") as (progress, task):
-        for start in range(0, len(here), batch_size):
-            batch = here[start : start + batch_size]
-            rows = np.array([row_of[target.image] for target in batch], dtype=np.int64)
-            images: torch.Tensor = to_input(loaded.images.read(rows), config)
-            heatmaps = explain_images(model, images, [target.finding for target in batch]).cpu().numpy()
-            tries += [point(heatmap, target, config) for heatmap, target in zip(heatmaps, batch, strict=True)]
-            progress.update(task, completed=len(tries), total=len(here))
-    return tries
-
-
-def _show_rates(rates: "dict[str, HitRate]", document: dict[str, Any], console: Console) -> None:
-    table = table_of("finding", "images", "hit", "rate", "95 % interval", "by chance", "at the centre")
-    for name, rate in rates.items():
-        low, high = rate.interval
-        figures = (
-            f"{rate.hit_rate:.2f}",
-            f"{low:.2f} – {high:.2f}",
-            f"{rate.chance:.2f}",
-            f"{rate.centre_hit_rate:.2f}",
-        )
-        table.add_row(name, str(rate.num_images), str(rate.num_hits), *figures)
-    console.print(table)
-    say(
-        console,
-        f"\nHit: the strongest point of a heatmap of {document['cells']} × {document['cells']} cells lies in the box. "
-        "By chance: the boxes' share of the image. At the centre: a finger always on the image's centre.",
-    )
-    if document["num_images_elsewhere"]:
-        say(console, f"{document['num_images_elsewhere']} boxed image(s) are not in this split of the dataset.")

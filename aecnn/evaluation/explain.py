@@ -1,9 +1,10 @@
-"""Where the classifier looks for a finding: Grad-CAM (Selvaraju et al., ICCV 2017, §3), by Captum.
+"""Where the classifier looks for a finding: Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2), by Captum.
 
-A heatmap is the ReLU of the sum of a stage's feature maps, each weighted by the gradient of the finding's logit. The
-gradient is not averaged over the map first (HiResCAM: Draelos & Carin, arXiv:2011.08891). At the last stage that is the
-same, for all backbones here end in a mean over the map and one linear layer. At earlier ones the average blurs: the
-model of the demo then points into a lesion in 17 % of the tries, and without it in 25 % (chance 10 %).
+A heatmap is the ReLU of the sum of a stage's feature maps, each weighted by the gradient of the finding's logit,
+averaged over the map. HiResCAM (Draelos & Carin, arXiv:2011.08891) leaves out the average. At the last stage of a
+ResNet and of Inception-v3 both are the same, for these end in a mean over the map and one linear layer. At earlier ones
+the average blurs: the model of the demo then points into a lesion in 18 % of the tries, without it in 25 % (chance 8 %;
+benchmarks/results/heatmaps.md).
 
 The stage is the backbone's deepest whose map has `MIN_CELLS` cells a side. On radiographs of 896 px that is the last
 one (7 × 7 cells for DenseNet and ResNet); on small ones the last would be a single cell, which points nowhere.
@@ -15,7 +16,6 @@ Shapes: N images, S = ``input_size_px``, h = cells a side, H and W of a radiogra
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from aecnn.config import DOWNSCALE, ImagesConfig
+from aecnn.config import DOWNSCALE, HeatmapMethod, ImagesConfig
 from aecnn.data.augmentation import centre_margin
 from aecnn.errors import ModelError
 from aecnn.findings import finding_index
 from aecnn.model.joint import JointAECNN
 
+METHOD_NAMES: dict[HeatmapMethod, str] = {"grad-cam": "Grad-CAM", "hires-cam": "HiResCAM"}
 MIN_CELLS = 7
-_STAGES = {  # a layer of the backbone, and how many pixels of the latent one cell of its map is; deepest first
+STAGES = {  # a layer of the backbone, and how many pixels of the latent one cell of its map is; deepest first
     "features": (
         ("features", 32),
         ("features.transition3.relu", 16),
@@ -47,13 +48,28 @@ def can_explain() -> bool:
     return find_spec("captum") is not None
 
 
-def explain_images(model: JointAECNN, images: Tensor, findings: Sequence[str]) -> Tensor:
+def require_captum() -> None:
+    """Refuses, before the work, to explain without the extra.
+
+    Raises:
+        ModelError: The extra ``explain`` is not installed.
+    """
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"Grad-CAM needs an extra ({error}): pip install 'aecnn-federated[explain]'") from error
+
+
+def explain_images(
+    model: JointAECNN, images: Tensor, findings: Sequence[str], *, method: HeatmapMethod = "grad-cam"
+) -> Tensor:
     """Gives where the model looked in each image for the finding named.
 
     Args:
         model: Judged in evaluation mode; its training mode is put back afterwards.
         images: [N, 1, S, S] in [0, 1], as `to_input` gives them.
         findings: [N] one finding an image.
+        method: How the maps are weighted.
 
     Returns:
         [N, S, S] on the model's device, in [0, 1]: relative to the strongest point of each image; all 0 where nothing
@@ -62,7 +78,10 @@ def explain_images(model: JointAECNN, images: Tensor, findings: Sequence[str]) -
     Raises:
         ModelError: The extra ``explain`` is not installed.
     """
-    attribution = _gradient_times_activation()
+    require_captum()
+    from captum.attr import LayerGradCam, LayerGradientXActivation
+
+    attribution = LayerGradCam if method == "grad-cam" else LayerGradientXActivation
     was_training = model.training
     model.eval()
     layer = _explained_layer(model, input_size_px=images.shape[-1])
@@ -71,9 +90,9 @@ def explain_images(model: JointAECNN, images: Tensor, findings: Sequence[str]) -
     with torch.enable_grad():
         maps = attribution(lambda codes: model.classify(codes)[0], layer).attribute(
             latent, [finding_index(name) for name in findings]
-        )  # [N, C, h, h]
+        )  # [N, 1, h, h] of Grad-CAM, summed already; [N, C, h, h]
     model.train(was_training)
-    cells = maps.detach().sum(dim=1, keepdim=True).relu()  # [N, 1, h, h]
+    cells = maps.detach().sum(dim=1, keepdim=True).relu()
     heatmaps = F.interpolate(cells, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     peaks = heatmaps.amax(dim=(1, 2), keepdim=True)
     return torch.where(peaks > 0, heatmaps / peaks, 0.0)
@@ -118,20 +137,17 @@ def on_radiograph(
     return square[top : top + height_px, left : left + width_px]
 
 
-def _gradient_times_activation() -> Any:  # Captum has no types
-    try:
-        from captum.attr import LayerGradientXActivation
-    except ImportError as error:
-        raise ModelError("Grad-CAM needs an extra: pip install 'aecnn-federated[explain]'") from error
-    return LayerGradientXActivation
-
-
 def _explained_layer(model: JointAECNN, *, input_size_px: int) -> nn.Module:
     return model.classifier.get_submodule(_stage(model, input_size_px=input_size_px)[0])
 
 
 def _stage(model: JointAECNN, *, input_size_px: int) -> tuple[str, int]:
     """The layer's name and the latent's pixels a cell; the shallowest where even that map is smaller."""
-    stages = next(stages for last, stages in _STAGES.items() if hasattr(model.classifier, last))
+    stages = next((stages for last, stages in STAGES.items() if hasattr(model.classifier, last)), None)
+    if stages is None:
+        raise ModelError(
+            f"{type(model.classifier).__name__} has none of the layers that Grad-CAM is known to work on here "
+            f"({', '.join(STAGES)}): use a ResNet, a DenseNet or Inception-v3"
+        )
     latent_px = input_size_px / DOWNSCALE
     return next((stage for stage in stages if latent_px / stage[1] >= MIN_CELLS), stages[-1])

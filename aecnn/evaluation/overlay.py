@@ -31,13 +31,16 @@ class Explained:
     heatmap: NDArray[np.floating]  # [H, W] in [0, 1], NaN where the model did not look
 
 
-def draw_overlay(path: Path, grey: NDArray[np.uint8], explained: Sequence[Explained], *, title: str, note: str) -> None:
+def draw_overlay(
+    path: Path, grey: NDArray[np.uint8], explained: Sequence[Explained], *, method: str, title: str, note: str
+) -> None:
     """Writes the picture.
 
     Args:
         path: Where to, a PNG.
         grey: [H, W].
         explained: One panel each, to the right of the radiograph.
+        method: Of the heatmaps, for the colours' legend.
         title: Above the radiograph.
         note: Below all, one line.
     """
@@ -58,7 +61,7 @@ def draw_overlay(path: Path, grey: NDArray[np.uint8], explained: Sequence[Explai
         axes[0].set_title(title, color=INK)
         for panel, one in zip(axes[1:], explained, strict=True):
             _lay_over(panel, one)
-        _colour_bar(figure, axes[-1])
+        _colour_bar(figure, axes[-1], label=f"{method}, strongest point = 1")
         figure.supxlabel(note, color=MUTED, fontsize=7.5)
         figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -76,12 +79,12 @@ def _lay_over(panel: Axes, explained: Explained) -> None:
         )
 
 
-def _colour_bar(figure: Figure, panel: Axes) -> None:
+def _colour_bar(figure: Figure, panel: Axes, *, label: str) -> None:
     colours = mpl.cm.ScalarMappable(norm=mpl.colors.Normalize(0.0, 1.0), cmap=_colours())
     bar = figure.colorbar(colours, ax=panel, fraction=0.045, pad=0.02, ticks=[0.0, 0.5, 1.0])
     bar.ax.set_facecolor("#808080")  # the colours are seen through, and lie on grey in the picture too
     bar.ax.tick_params(colors=INK, length=0, labelsize=8.0)
-    bar.set_label("Grad-CAM, strongest point = 1", color=INK, fontsize=8.0)
+    bar.set_label(label, color=INK, fontsize=8.0)
     bar.outline.set_visible(False)
 
 

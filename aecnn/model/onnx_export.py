@@ -23,7 +23,6 @@ SUFFIX = ".onnx"
 INPUT = "image"
 MAX_DIFFERENCE = 1e-4  # between file and model; of logits beyond ±1, relative to them
 _CHECKED_BATCHES = (1, 3)  # images; the file is written from two
-_NEEDS_EXTRA = "ONNX needs an extra: pip install 'aecnn-federated[onnx]'"
 
 
 class Exported(NamedTuple):
@@ -75,6 +74,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> ExportReport:
     """
     if path.suffix != SUFFIX:
         raise ModelError(f"{path}: ends in {path.suffix!r}: give a name that ends in {SUFFIX}")
+    _require_extra()
     size = checkpoint.metadata.images.input_size_px
     model = _Exportable(checkpoint.build()).eval()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -122,11 +122,17 @@ def properties_of(metadata: CheckpointMetadata) -> dict[str, str]:
     }
 
 
-def _write(model: _Exportable, path: Path, *, size_px: int, properties: dict[str, str]) -> None:
+def _require_extra() -> None:
+    """Refuses before the work: without `onnxscript`, through which it writes, torch.onnx names no extra."""
     try:
-        import onnxscript  # noqa: F401  what torch.onnx writes through; without it, its message names no extra
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ModelError(_NEEDS_EXTRA) from error
+        raise ModelError(f"ONNX needs an extra ({error}): pip install 'aecnn-federated[onnx]'") from error
+
+
+def _write(model: _Exportable, path: Path, *, size_px: int, properties: dict[str, str]) -> None:
     program = torch.onnx.export(
         model,
         (torch.rand(2, 1, size_px, size_px, generator=torch.Generator().manual_seed(0)),),
@@ -146,10 +152,8 @@ def _write(model: _Exportable, path: Path, *, size_px: int, properties: dict[str
 
 def _differences(model: _Exportable, path: Path, *, size_px: int) -> dict[str, float]:
     """The largest difference of each output, over several batches of noise."""
-    try:
-        from onnxruntime import InferenceSession
-    except ImportError as error:
-        raise ModelError(_NEEDS_EXTRA) from error
+    from onnxruntime import InferenceSession
+
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(1)
     largest = dict.fromkeys(Exported._fields, 0.0)
