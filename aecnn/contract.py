@@ -8,21 +8,23 @@ direction  record                         content
 ========== ============================== ===========================================================
 to         ``request``                    `Request`: run, round, seed, plan as JSON, validation share
 to         ``weights``                    the global model's named arrays, packed
+to         ``pooled``                     for an interval: where all hospitals' images are taken to lie, float64
 to         ``files``                      at the end: the released model, report and model card, as bytes
 from       ``origin``                     `Origin`: hospital, round and code fingerprint
 from       ``audit``                      `AuditHead`: length and head of the hospital's audit log
 from       ``counts``                     `HospitalCounts`, with each joining
 from       ``report``                     `RoundReport`: sums over the images trained on
 from       ``validation``                 `ValidationReport`: sums over the validation images
-from       ``histograms``                 the validation scores' histogram, int64 [14, 2, bins]; with privacy noised, on
-                                          a coarser grid and under another name
+from       ``histograms``                 the validation scores' histogram, int32 [14, 2, bins], fine or floored; with
+                                          privacy noised, int64 on a coarser grid; each under a name of its own
+from       ``placements``                 `PlacementReport`: sums over the validation patients
 from       ``weights``                    the locally trained model's named arrays, packed
 ========== ============================== ===========================================================
 
-Four message types ask for an answer: ``query`` (join: origin, counts), ``train`` (origin, report, weights, validation,
-histograms), ``evaluate`` (origin, validation, histograms) and ``query.deliver`` (origin). Packed weights are one array
-``packed`` of uint8 that holds a safetensors file: Flower moves each array by itself, in calls that cost more than
-their bytes.
+Five message types ask for an answer: ``query`` (join: origin, counts), ``train`` (origin, report, weights, validation,
+histograms), ``evaluate`` (origin, validation, histograms), ``query.placements`` (once a run, about the released model:
+origin, placements) and ``query.deliver`` (origin). Packed weights are one array ``packed`` of uint8 that holds a
+safetensors file: Flower moves each array by itself, in calls that cost more than their bytes.
 """
 
 import hashlib
@@ -43,15 +45,20 @@ from aecnn.strict_model import StrictModel
 WEIGHTS, REQUEST, ORIGIN, COUNTS = "weights", "request", "origin", "counts"
 REPORT, VALIDATION, HISTOGRAMS = "report", "validation", "histograms"
 AUDIT, FILES = "audit", "files"
-SCORE_COUNTS = "score-counts"  # the one array of the histograms record, exact counts
+POOLED, PLACEMENTS = "pooled", "placements"
+SCORE_COUNTS = "score-counts"  # the one array of the histograms record: exact counts
+FLOORED_COUNTS = "floored-counts"  # or this: exact counts of ranges of bins that pass the hospital's floor of patients
 NOISED_COUNTS = "noised-counts"  # or this, under differential privacy: counts with noise, some of them negative
 PACKED = "packed"  # the one array of the weights record
+POOLED_IMAGES = "pooled-images"  # the one array of the pooled record
 
 JOIN, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "query.deliver"  # message types
+PLACE = "query.placements"
 RECORDS_OF: dict[str, tuple[str, ...]] = {  # what an answer to each may hold; nothing else leaves a hospital
     JOIN: (ORIGIN, AUDIT, COUNTS),
     TRAIN: (ORIGIN, AUDIT, REPORT, VALIDATION, HISTOGRAMS, WEIGHTS),
     EVALUATE: (ORIGIN, AUDIT, VALIDATION, HISTOGRAMS),
+    PLACE: (ORIGIN, AUDIT, PLACEMENTS),
     DELIVER: (ORIGIN, AUDIT),
 }
 RELEASED_MODEL, RELEASED_REPORT, RELEASED_CARD = "global.safetensors", "report.html", "model_card.md"
@@ -91,6 +98,7 @@ REFUSAL_TEXT = {
 
 MAX_CHARACTERS = 200  # of a sentence that may hold what a stranger chose
 MAX_TOLD, MAX_NAME = 5, 60  # of a stranger's names, and characters of each
+_ROUNDING = 1e-9  # of sums of squares, relative and absolute
 
 
 def told(text: str) -> str:
@@ -245,6 +253,37 @@ class ValidationReport(WireModel):
     mse_sum: float = Field(ge=0.0)
 
 
+_Sums = Annotated[list[float], Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)]
+_Sizes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=NUM_FINDINGS, max_length=NUM_FINDINGS)]
+
+
+class PlacementReport(WireModel):
+    """Sums over the validation patients, by finding in their order (`aecnn.evaluation.placements.PlacementSums`)."""
+
+    positive_squares: _Sums
+    negative_squares: _Sums
+    products: _Sums
+    positive_patients: _Sizes
+    negative_patients: _Sizes
+    patients: _Sizes
+    macro_square: float = Field(ge=0.0)
+    num_patients: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _sums_agree(self) -> Self:
+        if min(self.positive_squares + self.negative_squares) < 0.0:
+            raise ValueError("a sum of squares is negative")
+        for a, b, product in zip(self.positive_squares, self.negative_squares, self.products, strict=True):
+            if product * product > a * b * (1.0 + _ROUNDING) + _ROUNDING:  # Cauchy and Schwarz
+                raise ValueError(f"a sum of products is {product:g}, and those of the squares are {a:g} and {b:g}")
+        for positive, negative, either in zip(
+            self.positive_patients, self.negative_patients, self.patients, strict=True
+        ):
+            if not max(positive, negative) <= either <= min(positive + negative, self.num_patients):
+                raise ValueError(f"{positive} and {negative} patients by class, {either} of either")
+        return self
+
+
 def exchange_schema() -> dict[str, dict[str, tuple[str, ...]]]:
     """Gives what an answer to each kind of message may hold: its records, and each record's keys or arrays."""
     keys = {
@@ -255,9 +294,10 @@ def exchange_schema() -> dict[str, dict[str, tuple[str, ...]]]:
             (COUNTS, HospitalCounts),
             (REPORT, RoundReport),
             (VALIDATION, ValidationReport),
+            (PLACEMENTS, PlacementReport),
         )
     }
-    keys |= {HISTOGRAMS: (SCORE_COUNTS, NOISED_COUNTS), WEIGHTS: (PACKED,)}
+    keys |= {HISTOGRAMS: (SCORE_COUNTS, FLOORED_COUNTS, NOISED_COUNTS), WEIGHTS: (PACKED,)}
     return {message: {record: keys[record] for record in records} for message, records in RECORDS_OF.items()}
 
 

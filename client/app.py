@@ -1,9 +1,10 @@
 """The hospital's Flower app: it joins, trains, evaluates and takes the released model with the code installed here.
 
-Four messages: ``query`` (join: who are you, how much do you hold), ``train`` (judge the arriving model on the
-validation part, then train it), ``evaluate`` (judge only) and ``query.deliver`` (keep the released files). Every
-random draw follows from the run's seed, the hospital's name and the round, so a repeated message gives the same answer;
-those of differential privacy come from the operating system.
+Five messages: ``query`` (join: who are you, how much do you hold), ``train`` (judge the arriving model on the
+validation part, then train it), ``evaluate`` (judge only), ``query.placements`` (sums by patient of the released
+model's scores, for intervals) and ``query.deliver`` (keep the released files). Every random draw follows from the run's
+seed, the hospital's name and the round, so a repeated message gives the same answer; those of differential privacy come
+from the operating system.
 What may be asked is `client.policy`'s to say, and what may leave `client.guard`'s: both stand around every handler.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 from functools import cache, lru_cache
 
+import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,7 +20,6 @@ from flwr.clientapp import ClientApp
 from aecnn import contract
 from aecnn.config import ModelConfig
 from aecnn.contract import HospitalCounts, Request, RoundReport, ValidationReport
-from aecnn.evaluation.histogram import ScoreHistogram
 from aecnn.evaluation.noised import noised_counts
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN, build_architecture
@@ -29,13 +30,14 @@ from aecnn.training.privacy.entropy import SystemEntropy
 from aecnn.training.privacy.promise import Promise
 from aecnn.training.resume import LocalCheckpoint
 from aecnn.training.seeds import derive_seed
-from client.delivery import keep_released
+from client.delivery import keep_released, released_folder
 from client.deployment import deployment_of
 from client.guard import guard_egress
-from client.policy import refuse_against_policy
+from client.judging import histogram_name, histogram_told, placements_told, pooled_images_in
+from client.policy import policy_of, refuse_against_policy
 from client.privacy import declared_counts, noised_evaluation, private_report, promise_at
 from client.progress import Progress
-from client.site import Hospital, TrainingData, hospital_of, read_training_data
+from client.site import Hospital, PolicyConfig, TrainingData, hospital_of, read_training_data
 from client.wire import bytes_in, packed_record, request_of, to_array_record, weights_in
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict()
     promise = promise_at(hospital, data, request)
     progress.tell("evaluating")
-    _judge(model, data, request, device, content, promise=promise, kind=contract.TRAIN)
+    policy = policy_of(hospital.config.policy)
+    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.TRAIN)
     report = train_locally(
         model,
         data.loaded,
@@ -100,8 +103,21 @@ def evaluate(message: Message, context: Context) -> Message:
     content = RecordDict()
     promise = promise_at(hospital, data, request)
     model = _arrived_model(message, request)
-    _judge(model, data, request, device, content, promise=promise, kind=contract.EVALUATE)
+    policy = policy_of(hospital.config.policy)
+    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.EVALUATE)
     return Message(content, reply_to=message)
+
+
+@app.query("placements")
+def place(message: Message, context: Context) -> Message:
+    """Answers with sums by patient of where the released model's scores lie among those of all hospitals."""
+    request, pooled_images = request_of(message), pooled_images_in(message)
+    hospital = hospital_of(context.node_config, context.run_config)
+    data, device = _data(hospital, request), _prepare_device(hospital, request)
+    Progress.of(deployment_of(context.node_config), request).tell("evaluating")
+    outputs = _outputs(_arrived_model(message, request), data, request, device, batch_size=_judging_batch_size(request))
+    report = placements_told(outputs.logits, data, policy_of(hospital.config.policy), pooled_images=pooled_images)
+    return Message(RecordDict({contract.PLACEMENTS: MetricRecord(report.to_wire())}), reply_to=message)
 
 
 @app.query("deliver")
@@ -111,7 +127,7 @@ def deliver(message: Message, context: Context) -> Message:
     policy = hospital_of(context.node_config, context.run_config).config.policy
     if deployment is not None and policy is not None and policy.accept.released_files:
         files = bytes_in(message.content.array_records[contract.FILES])
-        folder = deployment.paths.models / f"{request.run}-{request.run_id}"
+        folder = released_folder(deployment.paths.models, request)
         keep_released(folder, files, model=request.plan.model)
     return Message(RecordDict(), reply_to=message)
 
@@ -180,18 +196,18 @@ def _judge(
     device: torch.device,
     content: RecordDict,
     *,
+    policy: PolicyConfig,
     promise: Promise | None,
     kind: str,
 ) -> None:
     """Adds the validation sums and histogram to an answer; under privacy the noised histogram, or nothing."""
-    targets = data.loaded.manifest.targets[data.validation_rows]
     if promise is not None:
         evaluation, noise = noised_evaluation(request, kind), promise.evaluation
         if evaluation is None or noise is None:
             return
         noised = noised_counts(
             _outputs(model, data, request, device, batch_size=1).logits,  # who else is in a batch may change a last bit
-            targets,
+            data.loaded.manifest.targets[data.validation_rows],
             data.loaded.manifest.table["patient"].iloc[data.validation_rows].tolist(),
             images_per_patient=evaluation.images_per_patient,
             noise_multiplier=noise.noise_multiplier,
@@ -199,14 +215,17 @@ def _judge(
         )
         content[contract.HISTOGRAMS] = to_array_record({contract.NOISED_COUNTS: noised})
         return
-    batch_size = max(request.plan.training.batch_size, MIN_JUDGING_BATCH)
-    outputs = _outputs(model, data, request, device, batch_size=batch_size)
+    outputs = _outputs(model, data, request, device, batch_size=_judging_batch_size(request))
     sums = ValidationReport(
         num_images=data.validation_rows.size, bce_sum=float(outputs.bce.sum()), mse_sum=float(outputs.mse.sum())
     )
     content[contract.VALIDATION] = MetricRecord(sums.to_wire())
-    counts = ScoreHistogram.of(outputs.logits, targets).counts
-    content[contract.HISTOGRAMS] = to_array_record({contract.SCORE_COUNTS: counts})
+    counts = histogram_told(outputs.logits, data, policy).counts.astype(np.int32)
+    content[contract.HISTOGRAMS] = to_array_record({histogram_name(policy): counts})
+
+
+def _judging_batch_size(request: Request) -> int:
+    return max(request.plan.training.batch_size, MIN_JUDGING_BATCH)
 
 
 def _outputs(

@@ -19,6 +19,7 @@ _ASKED = {
     contract.JOIN: "to say how much this hospital holds",
     contract.TRAIN: "to train",
     contract.EVALUATE: "to judge a model",
+    contract.PLACE: "for sums by patient of the released model's scores",
     contract.DELIVER: "to take the released model",
 }
 _ANSWERED = {
@@ -28,6 +29,7 @@ _ANSWERED = {
     contract.REPORT: "the sums of the training",
     contract.VALIDATION: "the sums of the validation",
     contract.HISTOGRAMS: "the histogram of the validation scores",
+    contract.PLACEMENTS: "sums by patient of the validation scores",
     contract.WEIGHTS: "the trained weights",
 }
 

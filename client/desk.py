@@ -37,7 +37,12 @@ log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 
-_PHASES = {contract.JOIN: "joining", contract.TRAIN: "evaluating", contract.EVALUATE: "evaluating"}
+_PHASES = {
+    contract.JOIN: "joining",
+    contract.TRAIN: "evaluating",
+    contract.EVALUATE: "evaluating",
+    contract.PLACE: "evaluating",
+}
 _NOT_IN_AN_ANSWER: dict[str, Any] = {"working_hours": True, "privacy": {"max_epsilon", "ledger_folder"}}
 
 
@@ -274,7 +279,8 @@ def _named(request: Request | None) -> dict[str, Any]:
 
 def _asked(request: Request, kind: str, inventory: Inventory, config: SiteConfig) -> Asked:
     return Asked(
-        key=RequestKey(request.run_id, kind, request.round),
+        # A run's released model is placed once, whatever round a request says: other histograms would tell more.
+        key=RequestKey(request.run_id, kind, 0 if kind == contract.PLACE else request.round),
         request=request_digest(request, inventory),
         policy=_terms(config),
     )

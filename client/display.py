@@ -114,4 +114,4 @@ def sentence_of_work(work: dict[str, Any]) -> str:
     run, kind = f"run {work['run']}, {stage_of(work.get('kind'), work['round'])}", work.get("kind")
     if kind == contract.DELIVER:
         return f"{run}: taking the released model"
-    return run if kind in (contract.JOIN, contract.EVALUATE) else f"{run}: {phase}"
+    return run if kind in (contract.JOIN, contract.EVALUATE, contract.PLACE) else f"{run}: {phase}"

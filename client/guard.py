@@ -13,10 +13,21 @@ from typing import TypeVar
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
 
 from aecnn import contract
-from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel, code_fingerprint
+from aecnn.contract import (
+    HospitalCounts,
+    Origin,
+    PlacementReport,
+    Request,
+    RoundReport,
+    ValidationReport,
+    WireModel,
+    code_fingerprint,
+)
 from aecnn.errors import AecnnError, ConfigError, ManifestError
+from aecnn.evaluation.floored import covers_grid, patients_by_class
 from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.evaluation.noised import NOISED_BINS
 from aecnn.findings import NUM_FINDINGS
@@ -24,6 +35,7 @@ from aecnn.training.privacy.promise import Promise
 from client.deployment import deployment_of
 from client.guard_weights import checked_weights
 from client.inventory import printable
+from client.judging import histogram_name, validation_patients, validation_targets
 from client.policy import check_patients, check_validation, planned_steps, policy_of
 from client.privacy import declared_counts, noised_evaluation, private_report, promise_at
 from client.refusal import RefusalError, refusal
@@ -38,6 +50,7 @@ Sums = TypeVar("Sums", bound=WireModel)
 
 DECISION = "decision"  # record of the context's state, which stays here: the last answer's code and reason
 ANSWERED = 0
+_ROUNDED = 1.0 + 1e-9  # what a sum may exceed its bound by
 _OWN = (contract.ORIGIN, contract.AUDIT)  # the guard's own records: no handler has a say in them
 
 
@@ -90,7 +103,7 @@ def _leaving(message: Message, context: Context, call_next: ClientAppCallable) -
         return content
     data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
     check_patients(policy, data)
-    if kind == contract.EVALUATE:
+    if kind in (contract.EVALUATE, contract.PLACE):
         check_validation(policy, data)
     deployment = deployment_of(context.node_config)
     epsilon = None if deployment is None else deployment.epsilon
@@ -146,6 +159,8 @@ def _rebuilt(answer: RecordDict, limits: _Limits) -> dict[str, ConfigRecord | Me
         records[contract.VALIDATION] = MetricRecord(_validation(answer, limits).to_wire())
     if contract.HISTOGRAMS in answer and report.histograms and tells_validation:
         records[contract.HISTOGRAMS] = _histograms(answer, limits)
+    if contract.PLACEMENTS in answer:
+        records[contract.PLACEMENTS] = MetricRecord(_placements(answer, limits).to_wire())
     if contract.WEIGHTS in answer:
         if contract.REPORT not in answer:
             raise _withheld("weights without a report of their steps")
@@ -218,18 +233,54 @@ def _histograms(answer: RecordDict, limits: _Limits) -> ArrayRecord:
     is_private = limits.promise is not None
     if is_private and noised_evaluation(limits.request, limits.kind) is None:
         raise _withheld("a histogram in an answer that has none under differential privacy")
-    name, bins = (contract.NOISED_COUNTS, NOISED_BINS) if is_private else (contract.SCORE_COUNTS, NUM_BINS)
+    name = contract.NOISED_COUNTS if is_private else histogram_name(limits.policy)
     if list(record) != [name]:
         raise _withheld(f"the record of histograms holds {', '.join(map(repr, record))}, expected {name!r}")
-    counts, wanted = record[name].numpy(), (NUM_FINDINGS, 2, bins)
-    if counts.shape != wanted or counts.dtype != np.int64:
-        raise _withheld(f"the histogram is {counts.dtype} {counts.shape}, expected int64 {wanted}")
-    if not is_private:
-        if (counts < 0).any():
-            raise _withheld("the histogram has negative counts")
-        largest = max(sum(map(int, finding.flat)) for finding in counts)  # Python's integers do not overflow
-        _refuse_more(largest, limits.data.validation_rows.size, "images in the histogram of a finding")
-    return to_array_record({name: np.array(counts, order="C")})
+    counts, wanted = record[name].numpy(), (NUM_FINDINGS, 2, NOISED_BINS if is_private else NUM_BINS)
+    dtype = np.dtype(np.int64 if is_private else np.int32)
+    if counts.shape != wanted or counts.dtype != dtype:
+        raise _withheld(f"the histogram is {counts.dtype} {counts.shape}, expected {dtype} {wanted}")
+    return to_array_record({name: np.array(counts if is_private else _told_counts(counts, limits), order="C")})
+
+
+def _told_counts(counts: NDArray[np.int32], limits: _Limits) -> NDArray[np.int32]:
+    """The counts of findings that pass the floor of patients; those of the others are 0."""
+    policy, targets = limits.policy, validation_targets(limits.data, limits.policy)
+    if (counts < 0).any():
+        raise _withheld("the histogram has negative counts")
+    largest = int(counts.sum(axis=(1, 2), dtype=np.int64).max())
+    _refuse_more(largest, limits.data.validation_rows.size, "images in the histogram of a finding")
+    told = np.asarray(~np.isnan(targets).all(axis=0))
+    counts = np.where(told[:, None, None], counts, np.int32(0))
+    most = np.stack([(targets == true_class).sum(axis=0) for true_class in (0, 1)], axis=1)
+    found = counts.sum(axis=-1, dtype=np.int64)
+    for finding, true_class in np.ndindex(*found.shape):
+        what = f"images of class {true_class} in the histogram of finding {finding}"
+        _refuse_more(int(found[finding, true_class]), int(most[finding, true_class]), what)
+    if policy.report.histogram_mode == "floored":
+        smallest = counts[counts > 0].min(initial=policy.min_patients)
+        if smallest < policy.min_patients or not covers_grid(counts.astype(np.int64)):
+            raise _withheld(f"the floored histogram has a range of {smallest} images, or ranges that leave gaps")
+    return counts
+
+
+def _placements(answer: RecordDict, limits: _Limits) -> PlacementReport:
+    """Sums over the validation patients: of findings that pass their floor, and over no other number of them."""
+    report = _scalars(answer, contract.PLACEMENTS, MetricRecord, PlacementReport)
+    if limits.promise is not None:
+        raise _withheld("sums by patient under differential privacy")
+    targets, patients = validation_targets(limits.data, limits.policy), validation_patients(limits.data)
+    held = patients_by_class(targets, patients)
+    if report.negative_patients != held[:, 0].tolist() or report.positive_patients != held[:, 1].tolist():
+        raise _withheld("the sums by patient are over other numbers of patients than may be told of")
+    _refuse_more(report.num_patients, len(set(patients)), "validation patients")
+    for sums, true_class in ((report.negative_squares, 0), (report.positive_squares, 1)):
+        images = (targets == true_class).sum(axis=0)
+        if (np.array(sums) > images.astype(np.float64) ** 2 * _ROUNDED).any():
+            raise _withheld("the sums by patient are larger than any placements give")
+    if report.macro_square > 4.0 * report.num_patients:  # a patient's mean influence is 2 at most
+        raise _withheld("the sum of the macro mean is larger than any placements give")
+    return report
 
 
 def _scalars(answer: RecordDict, name: str, kind: type[Scalars], model: type[Sums]) -> Sums:

@@ -33,6 +33,8 @@ def refuse_against_policy(message: Message, context: Context, call_next: ClientA
     hospital = hospital_of(context.node_config, context.run_config)
     policy = policy_of(hospital.config.policy)
     check_request(policy.accept, request, kind)
+    if kind == contract.PLACE and not policy.report.histograms:
+        _refuse(["sums by patient of the scores are asked for, policy.report.histograms is false"])
     if kind != contract.DELIVER:
         data = read_training_data(hospital, request.plan.images.size_px, request.validation_fraction)
         check_patients(policy, data)
@@ -42,7 +44,7 @@ def refuse_against_policy(message: Message, context: Context, call_next: ClientA
             raise RefusalError(contract.CODE_BUDGET, "no desk stands before the app, so nothing would be in the ledger")
         if kind == contract.TRAIN and request.plan.training.privacy is None:  # else nobody may know who is drawn
             check_batches(policy, request, data, hospital=hospital.config.name)
-        if kind == contract.EVALUATE:
+        if kind in (contract.EVALUATE, contract.PLACE):
             check_validation(policy, data)
     return call_next(message, context)
 
@@ -86,6 +88,8 @@ def check_request(accept: AcceptedConfig, request: Request, kind: str) -> None:
         )
     if plan.training.batch_size > LARGEST_BATCH:
         faults.append(f"batches of {plan.training.batch_size} images are asked for, {LARGEST_BATCH} are the most")
+    if kind == contract.PLACE and plan.training.privacy is not None:
+        faults.append("sums by patient are asked for, and the plan has differential privacy, under which none leave")
     if accept.requires_privacy and kind != contract.DELIVER and plan.training.privacy is None:
         faults.append("the plan trains without differential privacy, policy.accept.requires_privacy is true")
     _refuse(faults)

@@ -20,7 +20,7 @@ from client.refusal import RefusalError
 from client.state import ReplyRow, RequestKey, SiteState
 from client.words import stage_of
 
-KEPT_KINDS = (contract.TRAIN, contract.EVALUATE)  # the others tell the present state, and take no time
+KEPT_KINDS = (contract.TRAIN, contract.EVALUATE, contract.PLACE)  # the others tell the present state, and take no time
 ROUNDS_KEPT = 2
 _KINDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {"config": ConfigRecord, "metric": MetricRecord}
 _HEADER_KEY = "reply"

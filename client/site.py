@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -54,6 +54,7 @@ class ReportConfig(StrictModel):
     training_sums: bool = True  # losses and latent pixels, summed over the images of a round
     validation_sums: bool = True
     histograms: bool = True  # of validation scores by finding; small cells can tell much about single patients
+    histogram_mode: Literal["fine", "floored"] = "fine"  # floored: no count of fewer patients than min_patients
     positives: bool = True  # training images by finding, once
 
 

@@ -79,7 +79,11 @@ policy:
       # Losses and latent pixels, summed over the images of a round.
     validation_sums: true
     histograms: true
-      # Of the validation scores by finding: the centre's AUROC comes from them. Small cells can tell of patients.
+      # Of the validation scores by finding: the centre's AUROC comes from them. A finding leaves where both its classes
+      # have min_patients patients. Once a run sums over these patients leave too, for intervals (docs/privacy.md).
+    histogram_mode: fine
+      # fine: counts of narrow bins, many of one image. floored: counts of ranges with images of min_patients patients
+      # each, from which the centre knows AUROC less exactly; a finding then needs twice as many in both its classes.
     positives: true
       # Training images by finding, once, when the hospital joins.
   accept:

@@ -21,6 +21,8 @@ def stage_of(kind: object, round_: object) -> str:
         return "joining"
     if kind == contract.DELIVER:
         return "delivery"
+    if kind == contract.PLACE:
+        return "intervals of the released model"
     if kind == contract.EVALUATE and isinstance(round_, int):
         return f"evaluation after round {round_ - 1}" if round_ > 1 else "evaluation before round 1"
     return f"round {round_}"

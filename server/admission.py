@@ -19,6 +19,8 @@ from aecnn.contract import (
     told,
     told_names,
 )
+from aecnn.evaluation.histogram import ScoreHistogram
+from aecnn.evaluation.placements import PlacementSums
 from server.members import Enrolled
 from server.privacy import fault_of_report
 from server.spool import SpooledWeights
@@ -27,6 +29,7 @@ from server.words import counted
 
 MIN_NORMS = 3  # that have a median which is not one of two, or between them
 LARGEST_NORM = 1e15  # of an update that is clipped: its squares are numbers in single precision
+_ROUNDED = 1.0 + 1e-9  # what a sum may exceed its bound by
 MAX_COUNTER = 2**40  # no training counts so many batches; far from where a sum of such counters overflows
 
 
@@ -111,6 +114,42 @@ def fault_of_judgement(
         held = declared if answer.validation is None else answer.validation.num_images
         if largest > held:
             return Fault(REFUSED_COUNTS, f"its histogram counts {largest} images, and it has {held}")
+    return None
+
+
+def fault_of_placements(
+    answer: Answer,
+    *,
+    round_number: int,
+    accepted: Collection[str],
+    counts: HospitalCounts,
+    histogram: ScoreHistogram,
+) -> Fault | None:
+    """Gives why an answer's sums of placements are refused, or None.
+
+    Args:
+        answer: What arrived.
+        round_number: The round it must answer.
+        accepted: Code fingerprints that may take part.
+        counts: What the hospital declared when it joined.
+        histogram: What it told of the same model.
+    """
+    if answer.origin.round != round_number:
+        return Fault(REFUSED_ORIGIN, f"answers round {answer.origin.round}, which is not what it was asked")
+    fault = _fault_of_code(answer, accepted)
+    if fault is not None:
+        return fault
+    if answer.placements is None:
+        return Fault(REFUSED_FORM, "holds no sums of placements")
+    sums, declared = PlacementSums.of_report(answer.placements), counts.num_validation_patients
+    if sums.num_patients > declared:
+        return Fault(REFUSED_COUNTS, f"sums over {sums.num_patients} validation patients, and declared {declared}")
+    images = np.stack([histogram.num_positive, histogram.num_negative], axis=1)
+    if ((sums.patients[:, :2] > images) | ((sums.patients[:, :2] == 0) & (images > 0))).any():
+        return Fault(REFUSED_COUNTS, "its numbers of patients are not those of its histogram's images")
+    # A placement differs from its mean by 1 at most.
+    if (sums.squares[:, :2] > images**2 * _ROUNDED).any() or sums.macro_square > 4.0 * sums.num_patients:
+        return Fault(REFUSED_VALUES, "its sums of squares are larger than any placements give")
     return None
 
 

@@ -18,6 +18,7 @@ from server.flower import LinkError
 from server.held_out import HeldOut
 from server.history import end_event
 from server.joining import Reception, join
+from server.judging import judge_released
 from server.loop import run_rounds
 from server.members import EnrolledHospitals
 from server.model_card import write_model_card
@@ -100,6 +101,7 @@ def _run(run: Run, *, expected_nodes: int) -> None:
     released = run.progress.candidate
     if released is None:
         raise FederationError("the run has no model to release: it is of another version")
+    judged = judge_released(run)
     if settings.test_data is not None:
         run.show(replace(run.board.status, phase="testing", deadline_at=None))
     weights = unpack_weights(np.frombuffer(run.store.candidate_weights(), dtype=np.uint8))
@@ -107,14 +109,15 @@ def _run(run: Run, *, expected_nodes: int) -> None:
     if settings.test_data is not None and held_out is None:
         held_out = HeldOut.read(settings.test_data, settings.plan)
     test = None if held_out is None else score_on_test(folder, held_out)
-    write_model_card(folder, settings, run.members, released, test, privacy=run.spending.by_hospital())
+    spent = run.spending.by_hospital()
+    write_model_card(folder, settings, run.members, released, judged=judged, test=test, privacy=spent)
     run.append(
         end_event(
             status="completed",
             released_round=released.round_number,
             seconds=run.seconds,
             reason=None,
-            privacy=run.spending.by_hospital(),
+            privacy=spent,
         )
     )
     write_report(folder.path)

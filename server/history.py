@@ -1,4 +1,7 @@
-"""The events of a run's history, as plain data: the one place that knows their keys."""
+"""The events of a run's history, as plain data: the one place that knows their keys.
+
+But for `judged`, of the released model, which `server.judgement` makes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +10,9 @@ import numpy as np
 
 from aecnn.contract import HospitalCounts, RoundReport, ValidationReport
 from aecnn.evaluation.auroc import macro_mean
-from aecnn.evaluation.histogram import pooled
 from aecnn.evaluation.metrics import Metrics, null_if_nan
 from aecnn.evaluation.noised import auroc_of_noised
+from aecnn.evaluation.pooled import PooledScores, pooled
 from aecnn.findings import FINDINGS
 from server.run_folder import now_iso
 from server.wire import Answer
@@ -87,8 +90,8 @@ def validation_event(round_number: int, answers: Sequence[Answer]) -> Event:
         areas = auroc_of_noised(np.sum(noised, axis=0))
     histograms = [answer.histogram for answer in answers if answer.histogram is not None]
     if histograms:
-        histogram = pooled(histograms)
-        areas, bounds = histogram.auroc(), histogram.auroc_error_bound()
+        scores = pooled(histograms)
+        areas, bounds = scores.auroc(), scores.auroc_error_bound()
     judged = [answer for answer in answers if _has_judged(answer)]
     return {
         "event": "validation",
@@ -193,7 +196,7 @@ def _validation_of_one(answer: Answer) -> Event:
     if answer.noised is not None:
         shown["macro_auroc"] = null_if_nan(macro_mean(auroc_of_noised(answer.noised)))
     if answer.histogram is not None:
-        shown["macro_auroc"] = null_if_nan(macro_mean(answer.histogram.auroc()))
+        shown["macro_auroc"] = null_if_nan(macro_mean(PooledScores.of(answer.histogram).auroc()))
     if answer.validation is not None:
         shown |= _mean_losses([answer.validation])
     return shown

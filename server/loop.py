@@ -25,6 +25,7 @@ from server.exchange import REVOKED, Collected, Envelope
 from server.held_out import HeldOut
 from server.history import Event, attempt_event, round_event, test_event, validation_event
 from server.joining import Reception, absent, wait_for_quorum
+from server.judgement import Judgement
 from server.members import with_refusals
 from server.privacy import is_judged_in
 from server.run import Run, reasons
@@ -269,6 +270,7 @@ def _commit(run: Run, under_way: Round, aggregated: Aggregated, *, judged_macro_
         weights=pack_weights(aggregated.weights).data,
         strategy=aggregated.state,
         promotes=promotes,
+        judgement=_judgement(run, under_way) if promotes else None,
     )
 
 
@@ -294,7 +296,18 @@ def _close(run: Run) -> None:
     _admit(run, closing, collected.answers)
     final = Candidate(settings.num_rounds, _tell_validation(run, settings.num_rounds, by_name(closing.answers)))
     candidate = final if settings.released_round == "last" else better(run.progress.candidate, final)
-    run.commit(replace(run.progress, phase="released", candidate=candidate), promotes=candidate is final)
+    run.commit(
+        replace(run.progress, phase="released", candidate=candidate),
+        promotes=candidate is final,
+        judgement=_judgement(run, closing) if candidate is final else None,
+    )
+
+
+def _judgement(run: Run, under_way: Round) -> bytes | None:
+    """How a round's answers judged the model before it, to be kept; under privacy there are no exact counts."""
+    if run.is_private:
+        return None
+    return Judgement.of(under_way.number - 1, by_name(under_way.answers)).packed()
 
 
 def _drop_revoked(run: Run, under_way: Round) -> None:

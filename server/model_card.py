@@ -15,6 +15,7 @@ from aecnn.evaluation.report.history import history_of
 from aecnn.findings import FINDINGS
 from server.central_privacy import epsilon_of_rounds
 from server.history import Event, counts_told
+from server.judgement import BY_IMAGE, BY_PATIENT
 from server.members import Member
 from server.privacy import ADJACENCY, epsilon_named, spent_in_words
 from server.run_folder import RunFolder, now_iso
@@ -22,6 +23,10 @@ from server.settings import RunSettings
 from server.store import Candidate
 
 CARD_JSON, CARD_MARKDOWN = "model_card.json", "model_card.md"
+NO_INTERVAL = {  # of a mean, where the findings have some
+    BY_PATIENT: ", without an interval (of some finding all images with it, or without it, are of one patient)",
+    BY_IMAGE: ", without an interval (not every hospital gave its sums by patient)",
+}
 LIMITS = (
     "For research. Not for clinical use: it is no medical device, and no one has examined it as one.",
     "Trained and scored on frontal chest radiographs of the hospitals named here; elsewhere it may do worse.",
@@ -35,8 +40,9 @@ def write_model_card(
     settings: RunSettings,
     members: Mapping[str, Member],
     released: Candidate,
-    test: Metrics | None,
     *,
+    judged: Event | None,
+    test: Metrics | None,
     privacy: Mapping[str, Event],
 ) -> None:
     """Writes ``model_card.json`` and the same in words, ``model_card.md``.
@@ -46,10 +52,11 @@ def write_model_card(
         settings: The run's.
         members: Who took part.
         released: The round whose model is released.
+        judged: The history's event about it, with intervals; None where there is none.
         test: How it scores on the centre's test images, where it has some.
         privacy: What each hospital's patients have spent (`server.privacy.Spending`); empty without.
     """
-    validation = _validation(folder, released)
+    validation = _validation(folder, released) | _intervals(judged)
     card = _card(settings, members, released, validation=validation, test=test)
     card["privacy"] = _privacy(settings, privacy)
     folder.write_json(CARD_JSON, card)
@@ -69,6 +76,19 @@ def _validation(folder: RunFolder, released: Candidate) -> dict[str, Any]:
         "num_patients": None if basis is None else basis.num_patients,
         "num_hospitals": None if basis is None else basis.num_hospitals,
         "findings": {} if event is None else event.findings,
+    }
+
+
+def _intervals(judged: Event | None) -> dict[str, Any]:
+    """How sure the validation figures are, and what each hospital withheld of them; None where it is not known."""
+    if judged is None:
+        return dict.fromkeys(("macro_auroc_ci", "interval", "auroc_ci", "mode", "withheld"))
+    return {
+        "macro_auroc_ci": judged["macro_auroc_ci"],
+        "interval": judged["interval"],
+        "auroc_ci": {name: figures["auroc_ci"] for name, figures in judged["findings"].items()},
+        "mode": judged["mode"],
+        "withheld": judged["withheld"],
     }
 
 
@@ -228,20 +248,56 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
     basis = Basis("validation", images, patients, hospitals, is_noised=validation["is_noised"])
     bound = validation["macro_auroc_error_bound"]
     binned = "" if bound is None else f" (binning can have moved it by up to {_score(bound)})"
-    lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{binned}"]
+    how = validation["interval"]
+    sure = _interval_in_words(validation["macro_auroc_ci"], how) or NO_INTERVAL.get(how, "")
+    lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{sure}{binned}"]
     if test is None:
         lines.append("- No test figures: the centre has no test set of its own")
+    else:
+        how = None if test["interval"] is None else test["interval"]["method"]
+        lines.append(
+            f"- {_named(Basis('test', test['num_images'], test['num_patients']))}: macro AUROC "
+            f"{_score(test['macro_auroc'])}{_interval_in_words(test['macro_auroc_ci'], how)}, "
+            f"macro AUPRC {_score(test['macro_auprc'])}"
+        )
+    table = _table_of_validation(validation) if test is None else _table_of_test(test)
+    withheld = [f"- {name}: {'; '.join(reasons)}" for name, reasons in (validation["withheld"] or {}).items()]
+    return [
+        *lines,
+        *([""] if table else []),
+        *table,
+        *(["", "Withheld from validation:", ""] if withheld else []),
+        *withheld,
+    ]
+
+
+def _table_of_validation(validation: Mapping[str, Any]) -> list[str]:
+    if not validation["findings"]:
+        return []
+    ends, how = validation["auroc_ci"], validation["interval"]
+    if how is None:
         rows = [f"| {name} | {_score(auroc)} |" for name, auroc in validation["findings"].items()]
-        return [*lines, "", "| finding | validation AUROC |", "|---|---:|", *rows] if rows else lines
-    lines.append(
-        f"- {_named(Basis('test', test['num_images'], test['num_patients']))}: macro AUROC "
-        f"{_score(test['macro_auroc'])}, macro AUPRC {_score(test['macro_auprc'])}"
-    )
+        return ["| finding | validation AUROC |", "|---|---:|", *rows]
+    rows = [f"| {name} | {_score(auroc)} | {_ends(ends[name])} |" for name, auroc in validation["findings"].items()]
+    return [f"| finding | validation AUROC | 95 % interval, {how} |", "|---|---:|---:|", *rows]
+
+
+def _table_of_test(test: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {_score(row['auroc'])} | {_score(row['auprc'])} | {row['num_positive']} |"
+        f"| {name} | {_score(row['auroc'])} | {_ends(row['auroc_ci'])} | {_score(row['auprc'])} "
+        f"| {row['num_positive']} |"
         for name, row in test["findings"].items()
     ]
-    return [*lines, "", "| finding | test AUROC | test AUPRC | positive images |", "|---|---:|---:|---:|", *rows]
+    head = "| finding | test AUROC | 95 % interval | test AUPRC | positive images |"
+    return [head, "|---|---:|---:|---:|---:|", *rows]
+
+
+def _interval_in_words(ends: list[float] | None, how: str | None) -> str:
+    return "" if ends is None else f", 95 % interval {_ends(ends)}, {how}"
+
+
+def _ends(ends: list[float] | None) -> str:
+    return "–" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _named(basis: Basis) -> str:

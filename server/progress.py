@@ -156,6 +156,8 @@ def plain_lines(event: Event, num_rounds: int) -> list[str]:
                     else f"BCE {figure(event['bce'])}  MSE {figure(event['mse'], 5)}"
                 )
             ]
+        case "judged":
+            return [_judged_line(event, num_rounds)]
         case "test":
             auroc = figure(event["macro_auroc"])
             return [f"round {event['round']}/{num_rounds}  global model  test AUROC {auroc}"]
@@ -189,6 +191,12 @@ def _answer_line(event: Event, num_rounds: int) -> str:
     seconds = "" if training["seconds"] is None else f"  {training['seconds']:.1f} s"
     place = f"round {event['round']}/{num_rounds}  {event['hospital']}"
     return f"{place}  {size}  {told}  {megabytes(event.get('bytes', 0))} MB{seconds}"
+
+
+def _judged_line(event: Event, num_rounds: int) -> str:
+    ends = event["macro_auroc_ci"]
+    told = "" if ends is None else f" (95 % interval {figure(ends[0])} to {figure(ends[1])}, {event['interval']})"
+    return f"round {event['round']}/{num_rounds}  released model  validation AUROC {figure(event['macro_auroc'])}{told}"
 
 
 def _central_lines(event: Event) -> list[str]:

@@ -89,6 +89,7 @@ class Run:
         weights: bytes | memoryview | None = None,
         strategy: bytes | memoryview | None = None,
         promotes: bool = False,
+        judgement: bytes | None = None,
     ) -> None:
         """Keeps a finished step: from here the run goes on after a crash.
 
@@ -97,10 +98,13 @@ class Run:
             weights: The new global model, if there is one.
             strategy: The strategy's new state, if there is one.
             promotes: The global model that was present until now becomes the candidate for release.
+            judgement: How that model was judged, where it becomes the candidate.
         """
         seconds, self.begin = self.seconds, time.monotonic()
         self.progress = replace(progress, history_bytes=self.folder.history_bytes, seconds=seconds)
-        self.store.commit(self.progress, weights=weights, strategy=strategy, is_candidate_new=promotes)
+        self.store.commit(
+            self.progress, weights=weights, strategy=strategy, judgement=judgement, is_candidate_new=promotes
+        )
         if weights is not None:
             self.model = self.spool.put_model(weights)
 

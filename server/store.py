@@ -1,6 +1,7 @@
 """What a run needs to go on after a crash, in one SQLite file: one transaction for each step that is finished.
 
-Besides the present weights it keeps the candidate for release and the strategy's state, nothing older. The history is
+Besides the present weights it keeps the candidate for release with how it was judged, and the strategy's state, nothing
+older. The history is
 a file of its own; its length at each step is kept here, and what was written after it is cut off on resuming. A model
 may take up to 1 GB (SQLite's limit for one value).
 """
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS arrays (name TEXT PRIMARY KEY, content BLOB NOT NULL)
 """
 _COLUMNS = ("run_id", "phase", "round", "history_bytes", "seconds", "members", "candidate", "norms")  # of progress
 _WEIGHTS, _CANDIDATE, _STRATEGY = "weights", "candidate", "strategy"
+_JUDGEMENT = "judgement"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class RoundStore:
         *,
         weights: bytes | memoryview | None = None,
         strategy: bytes | memoryview | None = None,
+        judgement: bytes | None = None,
         is_candidate_new: bool = False,
     ) -> None:
         """Keeps a finished step, all of it or nothing.
@@ -132,6 +135,7 @@ class RoundStore:
             progress: How far the run has come with it.
             weights: The new global model; None keeps the present one.
             strategy: The strategy's new state; None keeps the present one.
+            judgement: How the candidate was judged (`server.judgement`); None keeps what is there.
             is_candidate_new: The model that was present until now becomes the candidate for release.
         """
         candidate = progress.candidate
@@ -140,7 +144,7 @@ class RoundStore:
                 database.execute(
                     "INSERT OR REPLACE INTO arrays SELECT ?, content FROM arrays WHERE name = ?", (_CANDIDATE, _WEIGHTS)
                 )
-            for name, content in ((_WEIGHTS, weights), (_STRATEGY, strategy)):
+            for name, content in ((_WEIGHTS, weights), (_STRATEGY, strategy), (_JUDGEMENT, judgement)):
                 if content is not None:
                     database.execute("INSERT OR REPLACE INTO arrays VALUES (?, ?)", (name, content))
             database.execute(
@@ -174,6 +178,10 @@ class RoundStore:
     def strategy_state(self) -> bytes | None:
         """Gives the strategy's state, a safetensors file; None where it has none."""
         return self._array(_STRATEGY)
+
+    def judgement(self) -> bytes | None:
+        """Gives how the candidate for release was judged; None where that is not kept."""
+        return self._array(_JUDGEMENT)
 
     def remove(self) -> None:
         """Closes the store and removes its files: the run is over."""

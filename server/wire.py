@@ -10,8 +10,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from aecnn import contract
-from aecnn.contract import HospitalCounts, Origin, Request, RoundReport, ValidationReport, WireModel
+from aecnn.contract import (
+    HospitalCounts,
+    Origin,
+    PlacementReport,
+    Request,
+    RoundReport,
+    ValidationReport,
+    WireModel,
+)
 from aecnn.errors import AecnnError, ConfigError
+from aecnn.evaluation.floored import covers_grid
 from aecnn.evaluation.histogram import NUM_BINS, ScoreHistogram
 from aecnn.evaluation.noised import NOISED_BINS
 from aecnn.findings import NUM_FINDINGS
@@ -43,14 +52,20 @@ class Answer:
     counts: HospitalCounts | None
     report: RoundReport | None
     validation: ValidationReport | None
-    histogram: ScoreHistogram | None  # of exact counts
+    histogram: ScoreHistogram | None  # of exact counts, fine or floored
     noised: Counts | None  # under differential privacy: [14, 2, NOISED_BINS] with noise, negative ones among them
     weights: SpooledWeights | None
+    placements: PlacementReport | None = None
 
 
 def bytes_record(contents: Mapping[str, bytes]) -> ArrayRecord:
     """Gives bytes by name as a record of arrays."""
     return ArrayRecord({name: Array(np.frombuffer(content, dtype=np.uint8)) for name, content in contents.items()})
+
+
+def arrays_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    """Gives arrays by name as a record."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def request_content(request: Request, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
@@ -90,6 +105,7 @@ def read_answer(reply: Message, *, kind: str, hospital: str | None, spool: Spool
         histogram=histogram,
         noised=noised,
         weights=_spooled(content, origin.hospital, spool, round_number),
+        placements=_scalars(content, contract.PLACEMENTS, PlacementReport),
     )
 
 
@@ -108,25 +124,29 @@ def _histograms(content: RecordDict) -> tuple[ScoreHistogram | None, Counts | No
     """The histogram of exact counts or the one with noise, of which an answer holds at most one."""
     record = content.get(contract.HISTOGRAMS)
     if isinstance(record, ArrayRecord) and contract.NOISED_COUNTS in record:
-        noised = _counts(content, contract.NOISED_COUNTS, num_bins=NOISED_BINS)
+        noised = _counts(content, contract.NOISED_COUNTS, num_bins=NOISED_BINS, dtype="int64")
         if noised is not None and ((noised < -MAX_NOISED) | (noised > MAX_NOISED)).any():
             raise AnswerError("the noised histogram holds counts beyond any noise")
         return None, noised
-    counts = _counts(content, contract.SCORE_COUNTS, num_bins=NUM_BINS)
+    is_floored = isinstance(record, ArrayRecord) and contract.FLOORED_COUNTS in record
+    name = contract.FLOORED_COUNTS if is_floored else contract.SCORE_COUNTS
+    counts = _counts(content, name, num_bins=NUM_BINS, dtype="int32")
     if counts is None:
         return None, None
     if (counts < 0).any():
         raise AnswerError("the histogram holds negative counts")
-    return ScoreHistogram(counts), None
+    if is_floored and not covers_grid(counts):
+        raise AnswerError("the floored histogram has ranges that do not cover the grid")
+    return ScoreHistogram(counts, is_floored=is_floored), None
 
 
-def _counts(content: RecordDict, name: str, *, num_bins: int) -> Counts | None:
+def _counts(content: RecordDict, name: str, *, num_bins: int, dtype: str) -> Counts | None:
     array = _only_array(content, contract.HISTOGRAMS, name)
     if array is None:
         return None
     wanted = (NUM_FINDINGS, 2, num_bins)
-    data = _bytes_of(array, contract.HISTOGRAMS, dtype="int64", shape=wanted)
-    return np.frombuffer(data, dtype=np.int64).reshape(wanted)
+    data = _bytes_of(array, contract.HISTOGRAMS, dtype=dtype, shape=wanted)
+    return np.frombuffer(data, dtype=dtype).reshape(wanted).astype(np.int64)
 
 
 def _only_array(content: RecordDict, key: str, name: str) -> Array | None:

@@ -37,7 +37,7 @@ def site(phantom_64px, tmp_path):
 
 def _honest(weights):
     """What a handler that behaves would answer to a train message."""
-    counts = np.zeros((14, 2, NUM_BINS), dtype=np.int64)
+    counts = np.zeros((14, 2, NUM_BINS), dtype=np.int32)
     counts[:, 0, 3] = 5
     report = RoundReport(
         num_images=9, num_steps=2, images_seen=8, bce_sum=5.0, mse_sum=0.5, alive_pixels=3, lit_pixels=4, seconds=1.0
@@ -186,7 +186,7 @@ HOSTILE = {
     "histogram-of-another-shape": _histogram(lambda h: h[:13]),
     "negative-count": _histogram(_first_cell(-1)),
     "more-counts-than-images": _histogram(_first_cell(10**5)),
-    "counts-that-overflow": _histogram(_first_cell(2**63 - 1)),
+    "counts-that-overflow": _histogram(lambda h: np.full_like(h, 2**31 - 1)),
 }
 
 

@@ -184,6 +184,6 @@ def test_the_federation_file_holds_no_secret(waiting):
     text = (waiting.centre / "federation.yaml").read_text()
     assert "PRIVATE" not in text
     federation = FederationFile.model_validate(yaml.safe_load(text))
-    assert set(federation.exchanged) == {"query", "train", "evaluate", "query.deliver"}
+    assert set(federation.exchanged) == {"query", "train", "evaluate", "query.placements", "query.deliver"}
     for path in (waiting.centre / "tls" / "ca.key", waiting.centre / "state" / "secret"):
         assert path.stat().st_mode & 0o077 == 0

@@ -53,7 +53,7 @@ def card_of(path: Path, *, test: Metrics | None = None, factor: int = 1) -> tupl
             }
         )
     members = {name: Member(count) for name, count in counts.items()}
-    write_model_card(folder, settings(), members, Candidate(2, 0.571), test, privacy={})
+    write_model_card(folder, settings(), members, Candidate(2, 0.571), judged=None, test=test, privacy={})
     return json.loads((path / "model_card.json").read_text()), (path / "model_card.md").read_text()
 
 

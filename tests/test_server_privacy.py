@@ -147,7 +147,7 @@ def test_noised_counts_may_be_negative_and_more_than_there_are_images_but_not_ab
 
 def test_each_kind_of_plan_takes_its_own_kind_of_counts_alone(tmp_path):
     noised = _answer(tmp_path, np.zeros((14, 2, NOISED_BINS), dtype=np.int64))
-    exact = _answer(tmp_path, np.zeros((14, 2, NUM_BINS), dtype=np.int64), contract.SCORE_COUNTS)
+    exact = _answer(tmp_path, np.zeros((14, 2, NUM_BINS), dtype=np.int32), contract.SCORE_COUNTS)
     sums = _answer(tmp_path, validation=contract.ValidationReport(num_images=1, bce_sum=1.0, mse_sum=1.0))
     assert "no differential privacy" in _judgement(noised, OPEN_PLAN).reason
     assert "without noise" in _judgement(exact, _plan()).reason
