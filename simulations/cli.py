@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from aecnn.commands.judging_screen import interval_text
 from aecnn.config import (
     Engine,
     PartitionConfig,
@@ -225,15 +226,18 @@ def _summary(prepared: "Prepared", *, seconds: float) -> dict[str, Any]:
 def _show(summary: dict[str, Any], console: Console) -> None:
     findings = summary["findings"]
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-    for name in ("finding", "AUROC", "AUPRC", "positives"):
+    for name in ("finding", "AUROC", "95 %", "AUPRC", "positives"):
         table.add_column(name, justify="left" if name == "finding" else "right")
     for name, row in findings.items():
-        table.add_row(name, figure(row["auroc"]), figure(row["auprc"]), str(row["num_positive"]))
+        ends = interval_text(row["auroc_ci"])
+        table.add_row(name, figure(row["auroc"]), ends, figure(row["auprc"]), str(row["num_positive"]))
     console.print(table)
+    ends = summary["macro_auroc_ci"]
     say(
         console,
         f"\nGlobal model (round {summary['released_round']}) on {summary['num_images']} images of "
-        f"{summary['num_patients']} unseen patients: macro AUROC [bold]{figure(summary['macro_auroc'])}[/]",
+        f"{summary['num_patients']} unseen patients: macro AUROC [bold]{figure(summary['macro_auroc'])}[/]"
+        + (f" (95 % interval {interval_text(ends)}, by patient)" if ends else ""),
     )
     if summary["alone_mean_macro_auroc"] is not None:
         say(

@@ -1,5 +1,6 @@
 """How the figures of a model, and of two models compared, look in a terminal."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -8,7 +9,6 @@ from rich.markup import escape
 from aecnn.console import plain, say, table_of
 
 if TYPE_CHECKING:
-    from aecnn.evaluation.bootstrap import Interval
     from aecnn.evaluation.comparison import Comparison, Difference
     from aecnn.evaluation.metrics import Metrics, Subgroup
 
@@ -24,7 +24,7 @@ def show_metrics(metrics: "Metrics", console: Console, *, with_subgroups: bool, 
         table.add_row(
             name,
             _figure(figures.auroc, 4),
-            _interval(figures.auroc_ci),
+            interval_text(figures.auroc_ci),
             _figure(figures.auprc, 4),
             "–" if point is None else _figure(point.sensitivity, 3),
             _figure(figures.ece, 3),
@@ -32,7 +32,7 @@ def show_metrics(metrics: "Metrics", console: Console, *, with_subgroups: bool, 
             f"{figures.num_negative:,}",
         )
     console.print(table)
-    interval = "" if metrics.macro_auroc_ci is None else f" ({_interval(metrics.macro_auroc_ci)})"
+    interval = "" if metrics.macro_auroc_ci is None else f" ({interval_text(metrics.macro_auroc_ci)})"
     say(
         console,
         f"\n{metrics.num_images:,} images of {metrics.num_patients:,} patients: macro AUROC "
@@ -82,7 +82,7 @@ def _notes(metrics: "Metrics") -> list[str]:
         interval = metrics.view_baseline.macro_auroc_ci
         notes.append(
             f"View position alone: macro AUROC {_figure(metrics.view_baseline.macro_auroc, 4)}"
-            + ("" if interval is None else f" ({_interval(interval)})")
+            + ("" if interval is None else f" ({interval_text(interval)})")
         )
     if metrics.reconstruction is not None:
         notes.append(
@@ -109,7 +109,7 @@ def _show_subgroups(subgroups: "tuple[Subgroup, ...]", console: Console, *, min_
         table.add_row(
             name,
             _figure(metrics.macro_auroc, 4),
-            _interval(metrics.macro_auroc_ci),
+            interval_text(metrics.macro_auroc_ci),
             str(len(metrics.findings) - len(metrics.undefined_findings)),
             _figure(metrics.ece, 3),
             f"{metrics.num_images:,}",
@@ -139,7 +139,8 @@ def _figure(value: float, digits: int) -> str:
     return "–" if value != value else f"{value:.{digits}f}"  # NaN alone differs from itself
 
 
-def _interval(interval: "Interval | None") -> str:
+def interval_text(interval: Sequence[float] | None) -> str:
+    """Gives the two ends of an interval, a dash where there is none."""
     return "–" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}"
 
 
