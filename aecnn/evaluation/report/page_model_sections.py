@@ -72,7 +72,7 @@ MODEL_SECTIONS = """\
   {% endif %}
   {% endif %}
   {% if run.metrics and run.metrics.macro_auroc_ci and run.metrics.interval and run.metrics.interval.num_resamples %}<p class="after">Intervals of the {{ run.metrics.split }} split: {{ run.metrics.interval.method or "resampling" }}, {{ run.metrics.interval.num_resamples|count }} resamples; a patient's images stay together.</p>{% endif %}
-  {% if judged and judged.interval %}<p class="after">Intervals of validation: {{ judged.interval }}, from sums that the hospitals computed at home.{% if judged.interval == "by image" %} Images of one patient resemble each other, so these intervals are too short.{% endif %}</p>{% endif %}
+  {% if judged and judged.interval %}<p class="after">Intervals of validation: {{ judged.interval }}, from sums that the hospitals computed at home.{% if judged.interval == "by image" %} Images of one patient resemble each other, so these intervals are too short.{% endif %}{% if judged.macro_auroc is not none and judged.macro_auroc_ci is none %} The mean has none: {{ "of some finding all images with it, or without it, are of one patient" if judged.interval == "by patient" else "not every hospital gave its sums by patient" }}.{% endif %}</p>{% endif %}
   {% if bound is not none %}
   <p class="after">Hospitals tell how many scores fall in each bin, never a score: that can have moved the mean{{ " of validation" if is_test }} by {{ bound|bound }}. The chance that lies in few images comes on top of it.</p>
   {% endif %}
