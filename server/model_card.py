@@ -12,6 +12,7 @@ from aecnn.contract import RELEASED_MODEL, code_fingerprint
 from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.report.basis import SMALL_NUM_IMAGES, Basis, validation_basis, validation_of
 from aecnn.evaluation.report.history import history_of
+from aecnn.evaluation.report.words import bound
 from aecnn.findings import FINDINGS
 from server.central_privacy import epsilon_of_rounds
 from server.history import Event, counts_told
@@ -246,8 +247,8 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
     validation, test = figures["validation"], figures["test"]
     images, patients, hospitals = (validation[f"num_{noun}"] for noun in ("images", "patients", "hospitals"))
     basis = Basis("validation", images, patients, hospitals, is_noised=validation["is_noised"])
-    bound = validation["macro_auroc_error_bound"]
-    binned = "" if bound is None else f" (binning can have moved it by up to {_score(bound)})"
+    error = validation["macro_auroc_error_bound"]
+    binned = "" if error is None else f" (binning can have moved it by {bound(error)})"
     how = validation["interval"]
     sure = _interval_in_words(validation["macro_auroc_ci"], how) or NO_INTERVAL.get(how, "")
     lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{sure}{binned}"]
