@@ -10,6 +10,7 @@ What may be asked is `client.policy`'s to say, and what may leave `client.guard`
 
 import logging
 import os
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -20,6 +21,7 @@ from flwr.clientapp import ClientApp
 from aecnn import contract
 from aecnn.config import ModelConfig
 from aecnn.contract import HospitalCounts, Request, RoundReport, ValidationReport
+from aecnn.evaluation.histogram import Bins, bins_of
 from aecnn.evaluation.noised import noised_counts
 from aecnn.evaluation.outputs import Outputs, run_model
 from aecnn.model.joint import JointAECNN, build_architecture
@@ -31,9 +33,10 @@ from aecnn.training.privacy.promise import Promise
 from aecnn.training.resume import LocalCheckpoint
 from aecnn.training.seeds import derive_seed
 from client.delivery import keep_released, released_folder
-from client.deployment import deployment_of
+from client.deployment import Deployment, deployment_of
 from client.guard import guard_egress
-from client.judging import histogram_name, histogram_told, placements_told, pooled_images_in
+from client.judged import JudgedModels, judged_bins, model_in
+from client.judging import histogram_name, histogram_told, placements_told, pooled_images_in, validation_images
 from client.policy import policy_of, refuse_against_policy
 from client.privacy import declared_counts, noised_evaluation, private_report, promise_at
 from client.progress import Progress
@@ -69,8 +72,8 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict()
     promise = promise_at(hospital, data, request)
     progress.tell("evaluating")
-    policy = policy_of(hospital.config.policy)
-    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.TRAIN)
+    policy, keep = policy_of(hospital.config.policy), _keeping(message, data, deployment)
+    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.TRAIN, keep=keep)
     report = train_locally(
         model,
         data.loaded,
@@ -97,14 +100,14 @@ def evaluate(message: Message, context: Context) -> Message:
     """Judges the arriving model on the hospital's validation images."""
     request = request_of(message)
     hospital = hospital_of(context.node_config, context.run_config)
-    data = _data(hospital, request)
+    data, deployment = _data(hospital, request), deployment_of(context.node_config)
     device = _prepare_device(hospital, request)
-    Progress.of(deployment_of(context.node_config), request).tell("evaluating")
+    Progress.of(deployment, request).tell("evaluating")
     content = RecordDict()
     promise = promise_at(hospital, data, request)
     model = _arrived_model(message, request)
-    policy = policy_of(hospital.config.policy)
-    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.EVALUATE)
+    policy, keep = policy_of(hospital.config.policy), _keeping(message, data, deployment)
+    _judge(model, data, request, device, content, policy=policy, promise=promise, kind=contract.EVALUATE, keep=keep)
     return Message(content, reply_to=message)
 
 
@@ -113,10 +116,15 @@ def place(message: Message, context: Context) -> Message:
     """Answers with sums by patient of where the released model's scores lie among those of all hospitals."""
     request, pooled_images = request_of(message), pooled_images_in(message)
     hospital = hospital_of(context.node_config, context.run_config)
-    data, device = _data(hospital, request), _prepare_device(hospital, request)
-    Progress.of(deployment_of(context.node_config), request).tell("evaluating")
-    outputs = _outputs(_arrived_model(message, request), data, request, device, batch_size=_judging_batch_size(request))
-    report = placements_told(outputs.logits, data, policy_of(hospital.config.policy), pooled_images=pooled_images)
+    data, deployment = _data(hospital, request), deployment_of(context.node_config)
+    Progress.of(deployment, request).tell("evaluating")
+    model = _arrived_model(message, request)
+    if deployment is None:  # a simulated hospital keeps nothing: in one process the scores come out the same
+        device = _prepare_device(hospital, request)
+        bins = bins_of(_outputs(model, data, request, device, batch_size=_judging_batch_size(request)).logits)
+    else:
+        bins = judged_bins(message, data, deployment)
+    report = placements_told(bins, data, policy_of(hospital.config.policy), pooled_images=pooled_images)
     return Message(RecordDict({contract.PLACEMENTS: MetricRecord(report.to_wire())}), reply_to=message)
 
 
@@ -199,6 +207,7 @@ def _judge(
     policy: PolicyConfig,
     promise: Promise | None,
     kind: str,
+    keep: Callable[[Bins], None],
 ) -> None:
     """Adds the validation sums and histogram to an answer; under privacy the noised histogram, or nothing."""
     if promise is not None:
@@ -220,8 +229,18 @@ def _judge(
         num_images=data.validation_rows.size, bce_sum=float(outputs.bce.sum()), mse_sum=float(outputs.mse.sum())
     )
     content[contract.VALIDATION] = MetricRecord(sums.to_wire())
-    counts = histogram_told(outputs.logits, data, policy).counts.astype(np.int32)
+    bins = bins_of(outputs.logits)
+    keep(bins)
+    counts = histogram_told(bins, data, policy).counts.astype(np.int32)
     content[contract.HISTOGRAMS] = to_array_record({histogram_name(policy): counts})
+
+
+def _keeping(message: Message, data: TrainingData, deployment: Deployment | None) -> Callable[[Bins], None]:
+    """What keeps at home where the arriving model's scores lie, for sums by patient."""
+    if deployment is None:
+        return lambda bins: None
+    run_id, model = request_of(message).run_id, model_in(message)
+    return lambda bins: JudgedModels(deployment.paths.judged).keep(run_id, model, validation_images(data), bins)
 
 
 def _judging_batch_size(request: Request) -> int:

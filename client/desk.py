@@ -130,6 +130,8 @@ class Desk:
         Progress.of(deployment, request).tell(_PHASES.get(kind, "delivering"))
         reserved = self._reserved(message, request, asked, config.policy, deployment)
         epsilon = None if reserved is None else reserved.epsilon
+        if kind == contract.PLACE:  # a refusal tells something too, so this is the run's one question from here on
+            self._replies.note(asked)
         try:
             answer = self._made(message, replace(deployment, epsilon=epsilon))
             if answer.reply.has_content():

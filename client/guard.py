@@ -30,6 +30,7 @@ from aecnn.errors import AecnnError, ConfigError, ManifestError
 from aecnn.evaluation.floored import covers_grid, patients_by_class
 from aecnn.evaluation.histogram import NUM_BINS
 from aecnn.evaluation.noised import NOISED_BINS
+from aecnn.evaluation.placements import PlacementSums
 from aecnn.findings import NUM_FINDINGS
 from aecnn.training.privacy.promise import Promise
 from client.deployment import deployment_of
@@ -270,9 +271,15 @@ def _placements(answer: RecordDict, limits: _Limits) -> PlacementReport:
     if limits.promise is not None:
         raise _withheld("sums by patient under differential privacy")
     targets, patients = validation_targets(limits.data, limits.policy), validation_patients(limits.data)
-    held = patients_by_class(targets, patients)
+    held, told = patients_by_class(targets, patients), np.asarray(~np.isnan(targets)).T
     if report.negative_patients != held[:, 0].tolist() or report.positive_patients != held[:, 1].tolist():
         raise _withheld("the sums by patient are over other numbers of patients than may be told of")
+    either = np.array([len({patients[row] for row in np.flatnonzero(rows)}) for rows in told])
+    both = held.sum(axis=1) - either
+    hidden = (both > 0) & (both < limits.policy.min_patients)
+    wanted = np.where(hidden, np.minimum(held.sum(axis=1), report.num_patients), either)
+    if report.patients != wanted.tolist() or np.array(report.products)[hidden].any():
+        raise _withheld("the sums by patient tell of fewer patients than the floor who have images of either class")
     _refuse_more(report.num_patients, len(set(patients)), "validation patients")
     for sums, true_class in ((report.negative_squares, 0), (report.positive_squares, 1)):
         images = (targets == true_class).sum(axis=0)
@@ -280,7 +287,7 @@ def _placements(answer: RecordDict, limits: _Limits) -> PlacementReport:
             raise _withheld("the sums by patient are larger than any placements give")
     if report.macro_square > 4.0 * report.num_patients:  # a patient's mean influence is 2 at most
         raise _withheld("the sum of the macro mean is larger than any placements give")
-    return report
+    return PlacementSums.of_report(report).told(min_patients=limits.policy.min_patients).to_report()
 
 
 def _scalars(answer: RecordDict, name: str, kind: type[Scalars], model: type[Sums]) -> Sums:

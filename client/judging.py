@@ -14,7 +14,7 @@ from aecnn import contract
 from aecnn.contract import CODE_AGAINST_POLICY, CODE_REFUSED, PlacementReport
 from aecnn.evaluation.auroc import Float64s, Floats
 from aecnn.evaluation.floored import findings_told, floored_histogram, patients_needed
-from aecnn.evaluation.histogram import NUM_BINS, ScoreHistogram, bins_of, counts_of
+from aecnn.evaluation.histogram import NUM_BINS, Bins, ScoreHistogram, counts_of
 from aecnn.evaluation.placements import covers, placement_sums
 from aecnn.findings import NUM_FINDINGS
 from client.refusal import RefusalError
@@ -37,15 +37,20 @@ def validation_patients(data: TrainingData) -> list[str]:
     return cast("list[str]", data.loaded.manifest.table["patient"].iloc[data.validation_rows].tolist())
 
 
-def histogram_told(logits: Floats, data: TrainingData, policy: PolicyConfig) -> ScoreHistogram:
+def validation_images(data: TrainingData) -> list[str]:
+    """Gives the validation images' names, [N]."""
+    return cast("list[str]", data.loaded.manifest.table["image"].iloc[data.validation_rows].tolist())
+
+
+def histogram_told(bins: Bins, data: TrainingData, policy: PolicyConfig) -> ScoreHistogram:
     """Gives the histogram that may leave.
 
     Args:
-        logits: Of the validation images, [N, F].
+        bins: Of the validation images' logits, [N, F].
         data: The hospital's.
         policy: The site file's.
     """
-    bins, targets = bins_of(logits), validation_targets(data, policy)
+    targets = validation_targets(data, policy)
     if policy.report.histogram_mode == "floored":
         return floored_histogram(bins, targets, validation_patients(data), min_patients=policy.min_patients)
     return ScoreHistogram(counts_of(bins, targets))
@@ -57,25 +62,31 @@ def histogram_name(policy: PolicyConfig) -> str:
 
 
 def placements_told(
-    logits: Floats, data: TrainingData, policy: PolicyConfig, *, pooled_images: Float64s
+    bins: Bins, data: TrainingData, policy: PolicyConfig, *, pooled_images: Float64s
 ) -> PlacementReport:
     """Gives the sums that may leave about the released model.
+
+    Args:
+        bins: Of the validation images' logits, [N, F], as they were when the histogram was told.
+        data: The hospital's.
+        policy: The site file's.
+        pooled_images: Where all hospitals' images are taken to lie, [F, 2, B].
 
     Raises:
         RefusalError: The histogram stays here, or the pooled one was made up: this hospital's images are not in it.
     """
-    own = histogram_told(logits, data, policy)
+    own = histogram_told(bins, data, policy)
     if not covers(pooled_images, own):
         reason = "the pooled histogram has fewer images in a bin than this hospital alone: it is made up"
         raise RefusalError(CODE_AGAINST_POLICY, reason)
     sums = placement_sums(
-        bins_of(logits),
+        bins,
         validation_targets(data, policy),
         validation_patients(data),
         own=own,
         pooled_images=pooled_images,
     )
-    return sums.to_report()
+    return sums.told(min_patients=policy.min_patients).to_report()
 
 
 def pooled_images_in(message: Message) -> Float64s:

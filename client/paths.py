@@ -22,6 +22,7 @@ class SitePaths:
         self.state = folder / "state"
         self.database = self.state / "state.sqlite"  # replies kept, head of the audit log, pause and withdrawal
         self.replies = self.state / "replies"
+        self.judged = self.state / "judged"  # where the scores of judged models lie, for sums by patient
         self.checkpoint = self.state / "checkpoint.safetensors"  # of a local training that is under way
         self.trusted = self.state / "ca.pem"  # what the SuperNode is given: the authority in federation.yaml
         self.secret = self.state / "secret"

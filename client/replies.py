@@ -22,6 +22,7 @@ from client.words import stage_of
 
 KEPT_KINDS = (contract.TRAIN, contract.EVALUATE, contract.PLACE)  # the others tell the present state, and take no time
 ROUNDS_KEPT = 2
+UNANSWERED = ""  # content of a reply that was not made yet, or refused
 _KINDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {"config": ConfigRecord, "metric": MetricRecord}
 _HEADER_KEY = "reply"
 
@@ -68,9 +69,16 @@ class ReplyStore:
             raise _answered_once(asked.key, "now says something else")
         if row.policy != asked.policy:
             raise _answered_once(asked.key, "the policy or a list of withdrawn patients changed since")
+        if row.content == UNANSWERED:
+            return None
         if row.file is None:
             raise _answered_once(asked.key, "the answer is too old to be kept")
         return self._read(row, row.file)
+
+    def note(self, asked: Asked) -> None:
+        """Notes what is asked before it is answered: from then on the same may be asked again, and nothing else."""
+        if self._state.find_reply(asked.key) is None:
+            self._state.add_reply(ReplyRow(asked.key, asked.request, asked.policy, UNANSWERED, None))
 
     def keep(self, asked: Asked, reply: Kept) -> None:
         """Keeps a reply; it is on the disk when the call returns.
@@ -83,7 +91,10 @@ class ReplyStore:
         name = f"{key.run_id}-{key.kind}-{key.round:06d}.safetensors"
         write_durably(self._folder / name, _packed(reply.content))
         self._state.add_reply(ReplyRow(key, asked.request, asked.policy, digest_of(reply.inventory), name))
-        self._state.forget_files(run_id=key.run_id, before_round=key.round - ROUNDS_KEPT + 1)
+        if key.kind != contract.PLACE:
+            self._state.forget_files(
+                run_id=key.run_id, before_round=key.round - ROUNDS_KEPT + 1, but_of_kind=contract.PLACE
+            )
         kept = self._state.kept_files()
         for file in self._folder.iterdir():
             if file.name not in kept:

@@ -170,10 +170,19 @@ class SiteState:
             connection.execute("INSERT OR IGNORE INTO client VALUES (1, ?)", (secrets.token_hex(16),))
             return str(connection.execute("SELECT name FROM client").fetchone()[0])
 
-    def forget_files(self, *, run_id: str, before_round: int) -> None:
-        """Notes that the replies of other runs and of earlier rounds are not kept; that they were given stays known."""
+    def forget_files(self, *, run_id: str, before_round: int, but_of_kind: str) -> None:
+        """Notes that the replies of other runs and of earlier rounds are not kept; that they were given stays known.
+
+        Args:
+            run_id: The run whose last rounds are kept.
+            before_round: Its first round that is kept.
+            but_of_kind: Replies to this kind of message are small, given once a run, and kept.
+        """
         with self._transaction() as connection:
-            connection.execute("UPDATE replies SET file = NULL WHERE run_id != ? OR round < ?", (run_id, before_round))
+            connection.execute(
+                "UPDATE replies SET file = NULL WHERE (run_id != ? OR round < ?) AND kind != ?",
+                (run_id, before_round, but_of_kind),
+            )
 
     def kept_files(self) -> set[str]:
         """Gives the names of the reply files that are kept."""

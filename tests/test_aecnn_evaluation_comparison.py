@@ -49,6 +49,16 @@ def test_pairing_sees_a_small_gain_that_two_separate_intervals_would_not():
     assert found.macro.standard_error < 0.6 * alone
 
 
+def test_a_mean_over_a_finding_of_one_patient_is_not_taken_for_certain():
+    a, b = _two_models(4)
+    targets = a.targets.copy()
+    targets[:, 3] = np.array(a.patients) == a.patients[0]  # the patient's images all have it, and nobody else's
+    found = compare(a.logits, b, targets, a.patients, num_resamples=20, seed=0)
+    assert np.isnan(found.findings[FINDINGS[3]].p_value)
+    assert np.isnan(found.macro.p_value)
+    assert found.to_json()["macro"]["p_value"] is None
+
+
 def test_equal_models_differ_as_seldom_as_the_p_values_say():
     p_values = []
     for seed in range(30):

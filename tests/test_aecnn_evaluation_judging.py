@@ -123,6 +123,19 @@ def test_three_patients_and_findings_without_a_class_leave_no_nan_and_say_why():
     assert all(0 < count < 50 for count in document["interval"]["undefined_resamples"].values())
 
 
+def test_one_patient_of_a_class_or_pairs_that_are_all_in_order_make_no_interval():
+    drawn = scores_of_patients(11, num_patients=60)
+    targets, logits = drawn.targets.copy(), drawn.logits.copy()
+    targets[:, 2] = np.array(drawn.patients) == drawn.patients[0]
+    logits[:, 5] = targets[:, 5] * 9.0 + np.tanh(logits[:, 5])
+    scored = Scored(logits, 1.0 / (1.0 + np.exp(-logits)), targets, drawn.patients)
+    judged = judge(score(logits, targets, drawn.patients), scored, {}, Judging(num_resamples=100))
+    figures = list(judged.findings.values())
+    assert figures[5].auroc == 1.0
+    assert [index for index, one in enumerate(figures) if one.auroc_ci is None] == [2, 5]
+    assert judged.macro_auroc_ci is not None
+
+
 def test_a_finding_that_no_prediction_has_is_not_in_the_view_baseline_either():
     drawn = scores_of_patients(5)
     logits = np.full_like(drawn.logits, np.nan)

@@ -213,3 +213,34 @@ def test_sums_survive_the_wire_and_those_that_no_patients_give_do_not(hospitals)
     ):
         with pytest.raises(Exception, match=key.replace("-", ".") + "|sum|patients by class"):
             PlacementReport.from_wire(wire | {key: value})
+
+
+def test_sums_leave_with_two_digits_which_moves_an_interval_by_a_fortieth_at_most(hospitals):
+    histograms = [_told(hospital) for hospital in hospitals]
+    scores = pooled(histograms)
+    exact = [_placed(*pair, scores) for pair in zip(hospitals, histograms, strict=True)]
+    told = [sums.told(min_patients=10) for sums in exact]
+    for sums, own in zip(told, exact, strict=True):
+        found = [*sums.squares[:, :2].ravel(), sums.macro_square]
+        wanted = [float(f"{value:.1e}") for value in (*own.squares[:, :2].ravel(), own.macro_square)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+        assert sums.told(min_patients=10).to_report() == sums.to_report()
+        np.testing.assert_array_equal(sums.patients, own.patients)  # far more than ten have images of both classes
+    np.testing.assert_allclose(added(told).standard_errors(scores), added(exact).standard_errors(scores), rtol=0.025)
+    assert added(told).macro_standard_error() == pytest.approx(added(exact).macro_standard_error(), rel=0.025)
+
+
+def test_fewer_patients_than_the_floor_with_images_of_either_class_are_told_as_two_each():
+    targets = np.zeros((24, NUM_FINDINGS))
+    targets[:12] = 1.0
+    patients = [*map(str, range(12)), *map(str, range(11, 23))]  # patient 11 has one image of either class
+    logits = np.linspace(1.0, -1.0, 24)[:, None] + np.random.default_rng(1).normal(size=targets.shape)
+    own = ScoreHistogram.of(logits, targets)
+    exact = placement_sums(bins_of(logits), targets, patients, own=own, pooled_images=2.0 * PooledScores.of(own).placed)
+    assert (exact.patients == [12, 12, 23]).all()
+    assert exact.squares[:, 2].all()
+    told = exact.told(min_patients=2)
+    assert not told.squares[:, 2].any()
+    assert (told.patients == [12, 12, 23]).all()  # 24 would be more than there are: it is cut at all the patients
+    assert told.to_report() == told.told(min_patients=2).to_report()
+    assert (exact.told(min_patients=1).squares[:, 2] != 0).all()

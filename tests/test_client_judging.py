@@ -1,5 +1,7 @@
 """What a hospital says of scores: the floor of patients, both modes, and sums by patient once a run."""
 
+import stat
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -15,6 +17,7 @@ from aecnn.privacy_config import PrivacyConfig
 from client.app import app as installed_app
 from client.desk import Desk
 from client.guard import guard_egress
+from client.judged import JudgedModels
 from client.judging import validation_patients, validation_targets
 from client.policy import refuse_against_policy
 from client.site import read_hospital, read_training_data
@@ -138,16 +141,64 @@ def test_sums_by_patient_stay_here_with_the_histograms_below_the_floor_and_under
     assert _code(asked(installed_app, _place(weights, images), site)) == CODE_WITHHELD
 
 
+def _judged(desk, weights, **changes):
+    message = centre_message(contract.EVALUATE, weights=weights, **HALF | {"round": 3} | changes)
+    assert _code(desk.answer(message)) == 0
+
+
 def test_a_run_is_placed_once_and_asked_the_same_again_gives_the_same(site, weights):
-    desk, own = Desk(site, installed_app), _counts(site, weights)
-    images = _pooled(own)
+    desk, images = Desk(site, installed_app), _pooled(_counts(site, weights))
+    _judged(desk, weights)
     first = desk.answer(_place(weights, images))
     assert _code(first) == 0
+    _judged(desk, weights, run_id="f" * 16)  # another run between
     again = desk.answer(_place(weights, images, message_id="m-2"))
     assert dict(again.content[contract.PLACEMENTS]) == dict(first.content[contract.PLACEMENTS])
     for changes in ({"images": images + 1.0}, {"images": images, "round": 4}, {"images": images + 1.0, "round": 9}):
         assert _code(desk.answer(_place(weights, changes.pop("images"), **changes))) == CODE_AGAINST_POLICY
-    assert _code(desk.answer(_place(weights, images + 1.0, run_id="f" * 16))) == 0  # another run
+    assert _code(desk.answer(_place(weights, images + 1.0, run_id="f" * 16))) == 0
+
+
+def test_a_refused_question_was_the_runs_one_question(site, weights):
+    """Whether a made-up histogram is refused tells where scores lie: nobody gets to try one after another."""
+    desk, images = Desk(site, installed_app), _pooled(_counts(site, weights))
+    _judged(desk, weights)
+    assert _code(desk.answer(_place(weights, np.zeros_like(images)))) == CODE_AGAINST_POLICY
+    assert _code(desk.answer(_place(weights, images))) == CODE_AGAINST_POLICY
+    assert "now says something else" in site.audit_log.read_text(encoding="utf-8").splitlines()[-1]
+
+
+def test_a_model_that_was_not_judged_here_in_this_run_is_not_placed(site, weights):
+    desk, images = Desk(site, installed_app), _pooled(_counts(site, weights))
+    _judged(desk, weights, run_id="f" * 16)
+    assert _code(desk.answer(_place(weights, images))) == CODE_AGAINST_POLICY
+    others = {name: array * np.float32(1.01) if array.dtype == np.float32 else array for name, array in weights.items()}
+    assert _code(desk.answer(_place(others, images, run_id="f" * 16))) == CODE_AGAINST_POLICY
+    assert "was not judged here in this run" in site.audit_log.read_text(encoding="utf-8").splitlines()[-1]
+
+
+@pytest.mark.parametrize("mode", ["fine", "floored"])
+def test_sums_are_of_the_scores_whose_histogram_was_told_and_are_not_computed_anew(
+    mode, phantom_64px, site, weights, monkeypatch
+):
+    write_site(site, phantom_64px, min_patients=FLOOR, report={"histogram_mode": mode})
+    desk, own = Desk(site, installed_app), _counts(site, weights)
+    _judged(desk, weights)
+    monkeypatch.setattr("client.app.run_model", None)
+    assert _code(desk.answer(_place(weights, _pooled(own)))) == 0
+
+
+def test_only_the_last_runs_bins_are_kept(tmp_path):
+    judged, bins = JudgedModels(tmp_path / "judged"), np.arange(28).reshape(2, 14)
+    for number in range(6):
+        for model in ("a", "b"):
+            judged.keep(f"{number:016x}", model * 64, ["1.png", "2.png"], bins)
+    found = [judged.find(f"{number:016x}", "b" * 64, ["1.png", "2.png"]) for number in range(6)]
+    assert [one is not None for one in found] == [False, False, True, True, True, True]
+    np.testing.assert_array_equal(found[-1], bins)
+    assert judged.find(f"{5:016x}", "b" * 64, ["2.png", "1.png"]) is None  # of other images
+    assert judged.find(f"{5:016x}", "c" * 64, ["1.png", "2.png"]) is None
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "judged").iterdir()} == {0o600}
 
 
 def _honest(site, weights) -> dict:

@@ -58,12 +58,16 @@ class PatientSums:
         return np.asarray(np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
 
     def macro_standard_error(self) -> float:
-        """Gives the standard error of the mean AUROC of the defined findings; NaN when none is, or of one patient."""
+        """Gives the standard error of the mean AUROC of the defined findings.
+
+        NaN when none is defined, or where a finding has no standard error of its own: one patient's class adds nothing
+        to the sum of squares, as if it were certain.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             influence = self.of_positives / self.num_positive.sum(axis=0)
             influence += self.of_negatives / self.num_negative.sum(axis=0)
         defined = influence[:, np.isfinite(influence).all(axis=0)]
-        if defined.shape[1] == 0:
+        if defined.shape[1] == 0 or np.isnan(self.standard_errors()[np.isfinite(influence).all(axis=0)]).any():
             return float("nan")
         patients = int((self.num_positive + self.num_negative > 0).any(axis=1).sum())
         return float(np.sqrt(_small_sample(np.array(patients)) * (defined.mean(axis=1) ** 2).sum()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aecnn.evaluation.auroc import Floats, at_specificity, auroc
-from aecnn.evaluation.bootstrap import NUM_RESAMPLES, percentile_interval, resample
+from aecnn.evaluation.bootstrap import NUM_RESAMPLES, Interval, percentile_interval, resample
 from aecnn.evaluation.calibration import calibration_curve
 from aecnn.evaluation.metrics import Baseline, FindingFigures, Metrics, Resampling, Subgroup, score
 from aecnn.evaluation.subgroups import MIN_PATIENTS, Groups, names_of, view_scores
@@ -88,7 +88,8 @@ def _with_intervals(metrics: Metrics, scored: Scored, how: Judging) -> Metrics:
     findings, undefined = dict(metrics.findings), {}
     for index, (name, figures) in enumerate(metrics.findings.items()):
         if figures.is_defined:
-            findings[name] = replace(figures, auroc_ci=percentile_interval(resampled.auroc[:, index]))
+            if _has_two_patients_a_class(scored, index):
+                findings[name] = replace(figures, auroc_ci=_spread(percentile_interval(resampled.auroc[:, index])))
             undefined[name] = int(resampled.num_undefined[index])
     return replace(
         metrics,
@@ -96,6 +97,17 @@ def _with_intervals(metrics: Metrics, scored: Scored, how: Judging) -> Metrics:
         macro_auroc_ci=percentile_interval(resampled.macro),
         resampling=Resampling(how.num_resamples, how.seed, {name: count for name, count in undefined.items() if count}),
     )
+
+
+def _has_two_patients_a_class(scored: Scored, index: int) -> bool:
+    """Whether other patients could be drawn in either class: a resample without the only one leaves it undefined."""
+    targets, patients = scored.targets[:, index], np.asarray(scored.patients, dtype=object)
+    return all(len(set(patients[targets == true_class])) > 1 for true_class in (0, 1))
+
+
+def _spread(interval: Interval | None) -> Interval | None:
+    """None where no resample moves the figure: that all pairs of a few patients are in order is no certainty."""
+    return None if interval is None or interval[0] == interval[1] else interval
 
 
 def _subgroup(scored: Scored, attribute: str, name: str, groups: Groups, how: Judging) -> Subgroup:

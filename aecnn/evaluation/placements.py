@@ -28,6 +28,7 @@ from aecnn.findings import NUM_FINDINGS
 
 Z_95 = 1.959963984540054  # of a normal distribution's middle 95 %
 _ROUNDING = 1e-6  # images: what sums of fractions may be off by
+DIGITS = 2  # of a sum that leaves: all of them would tell which images are of one patient
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,26 @@ class PlacementSums:
         squares = [report.positive_squares, report.negative_squares, report.products]
         patients = [report.positive_patients, report.negative_patients, report.patients]
         return cls(np.array(squares).T, np.array(patients).T, report.macro_square, report.num_patients)
+
+    def told(self, *, min_patients: int) -> "PlacementSums":
+        """Gives what may leave of them: two digits, and nothing of a few patients.
+
+        Of exact sums a listener who has the histogram could take off the squares image by image, and try which images'
+        products give the rest. Where some, but fewer than `min_patients`, have images of either class, they are told as
+        patients of their own for each class: their products are left out.
+        """
+        both = self.patients[:, 0] + self.patients[:, 1] - self.patients[:, 2]
+        is_hidden = (both > 0) & (both < min_patients)
+        either = np.minimum(self.patients[:, 0] + self.patients[:, 1], self.num_patients)
+        squares = _rounded(self.squares)
+        products = np.where(is_hidden, 0.0, squares[:, 2])
+        most = np.sqrt(squares[:, 0] * squares[:, 1])
+        return PlacementSums(
+            np.stack([squares[:, 0], squares[:, 1], np.clip(products, -most, most)], axis=1),
+            np.stack([*self.patients[:, :2].T, np.where(is_hidden, either, self.patients[:, 2])], axis=1),
+            float(_rounded(np.array(self.macro_square))),
+            self.num_patients,
+        )
 
     def to_report(self) -> PlacementReport:
         """Gives the sums as an answer holds them."""
@@ -209,6 +230,14 @@ def _macro_square(sums: Float64s, hidden: Float64s, totals: Float64s) -> float:
         return 0.0
     influence = (sums / totals[..., None]).sum(axis=1).mean(axis=0)
     return float(np.square(influence).sum() + np.square(hidden / totals[..., None]).sum() / len(sums) ** 2)
+
+
+def _rounded(sums: Float64s) -> Float64s:
+    """To `DIGITS` significant digits."""
+    with np.errstate(divide="ignore"):
+        exponents = np.where(sums == 0.0, 0.0, np.floor(np.log10(np.abs(sums))))
+    steps = 10.0 ** (exponents - DIGITS + 1)
+    return np.asarray(np.round(sums / steps) * steps, dtype=np.float64)
 
 
 def _sums_before(images: NDArray[np.number]) -> Float64s:
