@@ -92,6 +92,46 @@ def test_a_picture_of_the_size_of_the_radiograph_shows_each_finding_asked_for(ch
     assert np.ptp(pixels, axis=-1).max() > 50  # colour over grey
 
 
+def test_a_picture_is_written_over_an_older_one_and_over_no_other_file(checkpoint, radiograph, tmp_path):
+    picture, other, cut = (tmp_path / f"{name}.png" for name in ("explained", "other", "cut"))
+    about = ("explain", radiograph, "--checkpoint", checkpoint, "-o")
+    aecnn_typed(*about, picture, "--finding", "Mass")
+    first = picture.read_bytes()
+    aecnn_typed(*about, picture, "--finding", "Edema")
+    assert picture.read_bytes() != first
+    with Image.open(picture) as image:
+        assert image.text["Software"] == "aecnn explain"
+        Image.fromarray(np.asarray(image)).save(other)  # the same picture, from another program
+    cut.write_bytes(b"")
+    for path in (other, cut):
+        before = path.read_bytes()
+        assert "is no picture of this command: give another name" in _said(*about, path)
+        assert path.read_bytes() == before
+    assert "is the radiograph itself" in _said("explain", picture, "--checkpoint", checkpoint, "-o", picture)
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("explain", "png"), ("predict", "csv")])
+def test_a_folder_where_the_output_belongs_is_told(command, suffix, checkpoint, radiograph, tmp_path):
+    (tmp_path / f"folder.{suffix}").mkdir()
+    said = _said(command, radiograph, "--checkpoint", checkpoint, "-o", tmp_path / f"folder.{suffix}")
+    assert "is a folder" in said
+    assert "give another name" in said
+
+
+@pytest.mark.parametrize("output", ["there.png", "new.png"])
+def test_a_radiograph_that_is_not_there_is_told_and_nothing_is_written(output, checkpoint, tmp_path):
+    (tmp_path / "there.png").write_bytes(b"of somebody")
+    said = _said("explain", tmp_path / "nope.png", "--checkpoint", checkpoint, "-o", tmp_path / output)
+    assert "nope.png is no file: give a radiograph" in said
+    assert ("there.png is there already" in said) == (output == "there.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"of somebody"]
+
+
+def _said(*arguments):
+    """Types a command that is refused; gives what it said, in one line."""
+    return " ".join(aecnn_typed(*arguments, code=2).stderr.split())
+
+
 def test_heatmaps_are_relative_to_each_images_strongest_point_and_leave_the_model_alone(checkpoint):
     model = load_checkpoint(checkpoint).build().train()
     before = weights_of(model)

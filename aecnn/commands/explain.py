@@ -99,12 +99,9 @@ def _check_options(
     if (image is None) == (boxes is None):
         faults.append("give either an IMAGE, or --boxes with --data")
     elif image is not None:
-        if output is None or output.suffix.lower() != ".png":
-            faults.append(f"--output is {str(output or '')!r}: name the picture, ending in .png")
-        elif not output.absolute().parent.is_dir():
-            faults.append(f"--output {output}: there is no folder {output.absolute().parent}: make it first")
-        elif output.exists() and output.samefile(image):
-            faults.append(f"--output {output} is the radiograph itself: give another name")
+        if not image.is_file():
+            faults.append(f"IMAGE {image} is no file: give a radiograph")
+        faults += _faults_of_output(output, image)
         if data is not None:
             faults.append("--data goes with --boxes, not with an IMAGE")
     else:
@@ -121,6 +118,27 @@ def _check_options(
     if faults:
         raise ConfigError(COMMAND, faults)
     return list(dict.fromkeys(findings))
+
+
+def _faults_of_output(output: Path | None, image: Path) -> list[str]:
+    if output is None or output.suffix.lower() != ".png":
+        return [f"--output is {str(output or '')!r}: name the picture, ending in .png"]
+    if not output.absolute().parent.is_dir():
+        return [f"--output {output}: there is no folder {output.absolute().parent}: make it first"]
+    if not output.exists():
+        return []
+    if not output.is_file():
+        return [f"--output {output} is a folder, or another thing that is no file: give another name"]
+    if image.is_file() and output.samefile(image):
+        return [f"--output {output} is the radiograph itself: give another name"]
+    from aecnn.evaluation.overlay import is_overlay
+
+    try:
+        if is_overlay(output):
+            return []
+    except OSError as error:
+        return [f"--output {output} is there already and cannot be read ({error.strerror}): give another name"]
+    return [f"--output {output} is there already and is no picture of this command: give another name"]
 
 
 def _explain_one(

@@ -103,8 +103,13 @@ def _faults_of_output(output: Path | None) -> list[str]:
         return [f"--output {output}: there is no folder {output.absolute().parent}: make it first"]
     if not output.exists():
         return []
-    with output.open("rb") as file:
-        start = file.readline(1000)
+    if not output.is_file():
+        return [f"--output {output} is a folder, or another thing that is no file: give another name"]
+    try:
+        with output.open("rb") as file:
+            start = file.readline(1000)
+    except OSError as error:
+        return [f"--output {output} is there already and cannot be read ({error.strerror}): give another name"]
     if start.decode("utf-8", errors="replace").strip() != ",".join((IMAGE_COLUMN, *FINDINGS)):
         return [f"--output {output} is there already and is no table of predictions: give another name"]
     return []

@@ -19,7 +19,10 @@ TEXT_INCHES = 0.75  # above and below it
 MAX_SIDE_PX = 2048  # a larger radiograph is shown at this size
 MIN_SIDE_PX = 500  # a smaller one is enlarged, so that the text can be read
 MOST_OPAQUE = 0.6  # of the strongest point, so that the radiograph stays visible under it
+SOFTWARE = "aecnn explain"  # what the picture says it is written by, so that no other is overwritten
 INK, PAPER, MUTED = "#e8ebee", "#101418", "#9aa4ae"  # a dark surround, as radiographs are read in
+
+_PNG, _START_BYTES = b"\x89PNG\r\n\x1a\n", 1024  # a picture's own texts come before its pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,18 @@ def draw_overlay(
             _lay_over(panel, one)
         _colour_bar(figure, axes[-1], label=f"{method}, strongest point = 1")
         figure.supxlabel(note, color=MUTED, fontsize=7.5)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        figure.savefig(path, format="png", metadata={"Software": SOFTWARE})
+
+
+def is_overlay(path: Path) -> bool:
+    """Whether a file is a picture that was written here.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+    return start.startswith(_PNG) and b"tEXtSoftware\0" + SOFTWARE.encode("latin-1") in start
 
 
 def _lay_over(panel: Axes, explained: Explained) -> None:
