@@ -195,7 +195,7 @@ def _validation_of_one(answer: Answer) -> Event:
     shown: Event = {}
     if answer.noised is not None:
         shown["macro_auroc"] = null_if_nan(macro_mean(auroc_of_noised(answer.noised)))
-    if answer.histogram is not None:
+    if answer.histogram is not None and answer.histogram.told.any():  # else nothing of it is in the pooled figure
         shown["macro_auroc"] = null_if_nan(macro_mean(PooledScores.of(answer.histogram).auroc()))
     if answer.validation is not None:
         shown |= _mean_losses([answer.validation])

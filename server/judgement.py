@@ -25,6 +25,7 @@ from server.wire import Answer
 SPECIFICITY = 0.9  # at which the sensitivity is told
 BY_PATIENT, BY_IMAGE = "by patient", "by image"
 _FINE, _FLOORED, _NONE, _ROUND = "fine", "floored", "none", "round"
+NO_SUMS = "gave no sums for intervals by patient: "  # then why, which may be in a hospital's words
 _NO_HISTOGRAM = "gave no histogram of its scores: its site file keeps it, or fewer patients validate than its floor"
 _NOT_JUDGED = "did not judge the released model"
 _BELOW_FLOOR = "fewer patients with it, or without it, than the hospital's floor; or nobody is labelled for it"
@@ -117,7 +118,7 @@ def judged_event(
         "event": "judged",
         "round": judgement.round_number,
         "mode": judgement.mode,
-        "hospitals": list(judgement.given),
+        "hospitals": judgement.told,
         "macro_auroc": null_if_nan(macro_mean(areas)),
         "macro_auroc_error_bound": null_if_nan(macro_mean(bounds)),
         "macro_auroc_ci": _interval(macro_mean(areas), errors.of_macro),
@@ -130,8 +131,7 @@ def judged_event(
                 "auroc_ci": _interval(float(areas[index]), float(errors.of_findings[index])),
                 "auprc": null_if_nan(precisions[index]),
                 **_curves(scores, index),
-                "num_positive": int(scores.num_positive[index]),
-                "num_negative": int(scores.num_negative[index]),
+                **dict(zip(("num_positive", "num_negative"), _counts(scores, index), strict=True)),
             }
             for index, name in enumerate(FINDINGS)
         },
@@ -149,8 +149,8 @@ def _errors(judgement: Judgement, sums: Mapping[str, PlacementSums]) -> _Errors:
         return _Errors(scores.standard_error_by_image(unseen), float("nan"), BY_IMAGE)
     total = added(sums[name] for name in told)
     errors = total.standard_errors(scores)
-    # A class of one patient adds nothing to the mean's error, as if it were certain.
-    is_sure = bool(np.isfinite(errors[scores.is_defined]).all())
+    # A class of one patient, or pairs that are all in order, add nothing to the mean's error, as if they were certain.
+    is_sure = bool((errors[scores.is_defined] > 0.0).all())
     return _Errors(errors, total.macro_standard_error() if is_sure else float("nan"), BY_PATIENT)
 
 
@@ -162,16 +162,31 @@ def _curves(scores: PooledScores, finding: int) -> Event:
     return {
         "ece": null_if_nan(expected_calibration_error(calibration)),
         "sensitivity_at_specificity": {"specificity": SPECIFICITY, "sensitivity": sensitivity},
-        "calibration": [vars(point) for point in calibration],
+        "calibration": [point.to_json() for point in calibration],
         "roc": scores.roc(finding),
         "pr": scores.precision_recall(finding),
     }
 
 
+def _counts(scores: PooledScores, finding: int) -> tuple[int, int] | tuple[None, None]:
+    """Positive and negative images; None where no histogram tells any, which is not to say that there are none."""
+    positive, negative = int(scores.num_positive[finding]), int(scores.num_negative[finding])
+    return (positive, negative) if positive or negative else (None, None)
+
+
 def _of_one(histogram: ScoreHistogram) -> Event:
-    areas = PooledScores.of(histogram).auroc()
-    findings = {name: null_if_nan(area) for name, area in zip(FINDINGS, areas, strict=True)}
-    return {"macro_auroc": null_if_nan(macro_mean(areas)), "findings": findings}
+    """How the model scores at one hospital, by finding; intervals by image, null where it withholds the finding."""
+    scores = PooledScores.of(histogram)
+    areas, errors = scores.auroc(), scores.standard_error_by_image(unseen_squares([histogram], scores.placed))
+    return {
+        "macro_auroc": null_if_nan(macro_mean(areas)),
+        "num_findings": int(scores.is_defined.sum()),
+        "findings": {name: null_if_nan(area) for name, area in zip(FINDINGS, areas, strict=True)},
+        "auroc_ci": {name: _interval(float(areas[index]), float(errors[index])) for index, name in enumerate(FINDINGS)},
+        "counts": {
+            name: list(_counts(scores, index)) if histogram.told[index] else None for index, name in enumerate(FINDINGS)
+        },
+    }
 
 
 def _withheld(judgement: Judgement, members: Iterable[str], unplaced: Mapping[str, str]) -> dict[str, list[str]]:
@@ -187,7 +202,7 @@ def _withheld(judgement: Judgement, members: Iterable[str], unplaced: Mapping[st
             absent = [finding for finding, is_told in zip(FINDINGS, histogram.told, strict=True) if not is_told]
             reasons.append(f"{', '.join(absent)}: {_BELOW_TWICE if histogram.is_floored else _BELOW_FLOOR}")
         if name in unplaced:
-            reasons.append(f"gave no sums for intervals by patient: {unplaced[name]}")
+            reasons.append(f"{NO_SUMS}{unplaced[name]}")
         if reasons:
             withheld[name] = reasons
     return withheld

@@ -4,19 +4,23 @@ It holds what the run knows and nothing else: counts by hospital, never an image
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from aecnn.config import FederationConfig, Plan
 from aecnn.contract import RELEASED_MODEL, code_fingerprint
+from aecnn.evaluation.bootstrap import often_undefined
 from aecnn.evaluation.metrics import Metrics
 from aecnn.evaluation.report.basis import SMALL_NUM_IMAGES, Basis, validation_basis, validation_of
+from aecnn.evaluation.report.events import Validation
 from aecnn.evaluation.report.history import history_of
-from aecnn.evaluation.report.words import bound
+from aecnn.evaluation.report.scores import FindingScores
+from aecnn.evaluation.report.words import bound, share
 from aecnn.findings import FINDINGS
 from server.central_privacy import epsilon_of_rounds
 from server.history import Event, counts_told
-from server.judgement import BY_IMAGE, BY_PATIENT
+from server.judgement import BY_IMAGE, BY_PATIENT, NO_SUMS
 from server.members import Member
 from server.privacy import ADJACENCY, epsilon_named, spent_in_words
 from server.run_folder import RunFolder, now_iso
@@ -25,7 +29,8 @@ from server.store import Candidate
 
 CARD_JSON, CARD_MARKDOWN = "model_card.json", "model_card.md"
 NO_INTERVAL = {  # of a mean, where the findings have some
-    BY_PATIENT: ", without an interval (of some finding all images with it, or without it, are of one patient)",
+    BY_PATIENT: ", without an interval (of some finding all images with it, or without it, are of one patient, "
+    "or all are in order)",
     BY_IMAGE: ", without an interval (not every hospital gave its sums by patient)",
 }
 LIMITS = (
@@ -57,14 +62,14 @@ def write_model_card(
         test: How it scores on the centre's test images, where it has some.
         privacy: What each hospital's patients have spent (`server.privacy.Spending`); empty without.
     """
-    validation = _validation(folder, released) | _intervals(judged)
+    validation = _validation(folder, released, judged) | _intervals(judged)
     card = _card(settings, members, released, validation=validation, test=test)
     card["privacy"] = _privacy(settings, privacy)
     folder.write_json(CARD_JSON, card)
     folder.write_text(CARD_MARKDOWN, _in_words(card, settings.plan, settings.federation))
 
 
-def _validation(folder: RunFolder, released: Candidate) -> dict[str, Any]:
+def _validation(folder: RunFolder, released: Candidate, judged: Event | None) -> dict[str, Any]:
     """The released model's validation as the history tells it, with what it stands on; undefined or unknown is None."""
     history = history_of(folder.history_file.read_text(encoding="utf-8"), [])
     event = validation_of(history, round_number=released.round_number)
@@ -77,7 +82,18 @@ def _validation(folder: RunFolder, released: Candidate) -> dict[str, Any]:
         "num_patients": None if basis is None else basis.num_patients,
         "num_hospitals": None if basis is None else basis.num_hospitals,
         "findings": {} if event is None else event.findings,
+        "why_undefined": {} if event is None else _why_undefined(event, judged),
     }
+
+
+def _why_undefined(event: Validation, judged: Event | None) -> dict[str, str]:
+    """Why the findings that have no pooled AUROC have none."""
+    reasons = {}
+    for name, auroc in event.findings.items():
+        counts = {} if judged is None else judged["findings"][name]
+        scores = FindingScores(auroc, num_positive=counts.get("num_positive"), num_negative=counts.get("num_negative"))
+        reasons[name] = scores.why_not_pooled(is_judged=judged is not None, is_noised=event.is_noised)
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _intervals(judged: Event | None) -> dict[str, Any]:
@@ -262,11 +278,15 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
             f"macro AUPRC {_score(test['macro_auprc'])}"
         )
     table = _table_of_validation(validation) if test is None else _table_of_test(test)
-    withheld = [f"- {name}: {'; '.join(reasons)}" for name, reasons in (validation["withheld"] or {}).items()]
+    withheld = [
+        f"- {name}: {'; '.join(map(_reason_in_words, reasons))}"
+        for name, reasons in (validation["withheld"] or {}).items()
+    ]
     return [
         *lines,
         *([""] if table else []),
         *table,
+        *(_care_in_words(test) if test is not None else []),
         *(["", "Withheld from validation:", ""] if withheld else []),
         *withheld,
     ]
@@ -275,22 +295,46 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
 def _table_of_validation(validation: Mapping[str, Any]) -> list[str]:
     if not validation["findings"]:
         return []
-    ends, how = validation["auroc_ci"], validation["interval"]
+    ends, how, why = validation["auroc_ci"], validation["interval"], validation["why_undefined"]
+    scores = {name: _score(auroc, why.get(name)) for name, auroc in validation["findings"].items()}
     if how is None:
-        rows = [f"| {name} | {_score(auroc)} |" for name, auroc in validation["findings"].items()]
+        rows = [f"| {name} | {told} |" for name, told in scores.items()]
         return ["| finding | validation AUROC |", "|---|---:|", *rows]
-    rows = [f"| {name} | {_score(auroc)} | {_ends(ends[name])} |" for name, auroc in validation["findings"].items()]
+    rows = [f"| {name} | {told} | {_ends(ends[name])} |" for name, told in scores.items()]
     return [f"| finding | validation AUROC | 95 % interval, {how} |", "|---|---:|---:|", *rows]
 
 
 def _table_of_test(test: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {_score(row['auroc'])} | {_ends(row['auroc_ci'])} | {_score(row['auprc'])} "
-        f"| {row['num_positive']} |"
+        f"| {name} | {_score(row['auroc'], test['why_undefined'].get(name))} | {_ends(row['auroc_ci'])} "
+        f"| {'–' if row['auprc'] is None else _score(row['auprc'])} | {row['num_positive']} |"
         for name, row in test["findings"].items()
     ]
     head = "| finding | test AUROC | 95 % interval | test AUPRC | positive images |"
     return [head, "|---|---:|---:|---:|---:|", *rows]
+
+
+def _care_in_words(test: Mapping[str, Any]) -> list[str]:
+    """Which intervals are not to be trusted, below the table."""
+    made = test["interval"] or {"undefined_resamples": {}, "num_resamples": 0}
+    often = often_undefined(made["undefined_resamples"], made["num_resamples"])
+    if not often:
+        return []
+    named = ", ".join(f"{name} ({share(part)} of them)" for name, part in often.items())
+    return [
+        "",
+        f"Read these intervals with care: so few patients have, or have not, the finding that resamples often lack one "
+        f"side. {named}.",
+    ]
+
+
+def _reason_in_words(reason: str) -> str:
+    """Why something is withheld; what a hospital may have written of it is set as code, in which nothing is markup."""
+    if not reason.startswith(NO_SUMS):
+        return reason
+    words = " ".join(reason.removeprefix(NO_SUMS).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
+    return f"{NO_SUMS}{fence} {words} {fence}" if "`" in words else f"{NO_SUMS}{fence}{words}{fence}"
 
 
 def _interval_in_words(ends: list[float] | None, how: str | None) -> str:
@@ -309,5 +353,7 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _score(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _score(value: float | None, why_undefined: str | None = None) -> str:
+    if value is not None:
+        return f"{value:.3f}"
+    return "undefined" if why_undefined is None else f"undefined: {why_undefined}"

@@ -220,7 +220,8 @@ def judged_event(round_number: int, *, hospitals: tuple[str, ...] = HOSPITALS) -
     findings: dict[str, Any] = {}
     for index, name in enumerate(FINDINGS):
         if name == "Hernia":
-            findings[name] = dict.fromkeys(("auroc", "auroc_ci", "auprc", "ece", "calibration", "roc", "pr"))
+            lacking = ("auroc", "auroc_ci", "auprc", "ece", "calibration", "roc", "pr", "num_positive", "num_negative")
+            findings[name] = dict.fromkeys(lacking)
             continue
         auroc = 0.72 + 0.01 * index
         power = (1 - auroc) / auroc  # TPR = FPR^power has this area
@@ -239,6 +240,10 @@ def judged_event(round_number: int, *, hospitals: tuple[str, ...] = HOSPITALS) -
             "pr": [[x / 16, 1 - 0.8 * x / 16] for x in range(17)],
         }
     aurocs = {name: None if name in ("Hernia", "Edema") else 0.45 + 0.03 * k for k, name in enumerate(FINDINGS)}
+    known = {
+        "counts": {name: None if auroc is None else [10 + k, 50 + k] for k, (name, auroc) in enumerate(aurocs.items())},
+        "auroc_ci": {name: None if auroc is None else [auroc - 0.1, auroc + 0.1] for name, auroc in aurocs.items()},
+    }
     return {
         "event": "judged",
         "round": round_number,
@@ -249,7 +254,9 @@ def judged_event(round_number: int, *, hospitals: tuple[str, ...] = HOSPITALS) -
         "macro_auroc_ci": [0.741, 0.817],
         "interval": "by patient",
         "findings": findings,
-        "by_hospital": {name: {"macro_auroc": 0.64, "findings": aurocs} for name in hospitals},
+        "by_hospital": {
+            name: {"macro_auroc": 0.64, "num_findings": 12, "findings": aurocs, **known} for name in hospitals
+        },
         "withheld": {hospitals[0]: ["Edema: fewer patients with it, or without it, than the hospital's floor"]},
     }
 

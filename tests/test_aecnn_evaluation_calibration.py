@@ -57,6 +57,19 @@ def test_counted_images_have_the_curve_of_the_images():
     assert calibration_curve_of_counts(values, positives, counts) == calibration_curve(scores, targets)
 
 
+def test_images_counted_in_fractions_have_their_error_whole_and_are_shown_as_round_numbers():
+    """The error does not know in which unit images are counted."""
+    logits, targets = _drawn(5, num_images=120)
+    scores = expit(logits).round(2)
+    values, counts = np.unique(scores, return_counts=True)
+    positives = np.array([targets[scores == value].sum() for value in values])
+    curve = calibration_curve_of_counts(values, positives / 7.0, counts / 7.0)
+    whole = calibration_curve(scores, targets)
+    assert expected_calibration_error(curve) == pytest.approx(expected_calibration_error(whole), rel=1e-12)
+    assert sum(point.weight for point in curve) == pytest.approx(120 / 7)
+    assert [point.to_json()["num_images"] for point in curve] == [round(point.num_images / 7) for point in whole]
+
+
 def test_the_error_of_a_true_model_is_that_of_chance_and_of_an_overconfident_one_far_above():
     true, sharp = (
         np.mean(

@@ -330,7 +330,11 @@ def test_without_a_test_set_the_figures_are_the_released_rounds_validation_and_s
     assert page.faults == []
     stands_on = "released model, round 2 validation, 36 images, 9 patients, 2 hospitals"
     assert f"0.571 macro AUROC · {stands_on} Fewer than 100 images: a small number." in page.text
-    assert "Mass 0.471 Edema 0.671 Hernia no positive or no negative image – Mean ± 0.034 0.571" in page.text
+    assert (
+        "Mass 0.471 Edema 0.671 Hernia no hospital told images both with it and without it – Mean ± 0.034 0.571"
+        in page.text
+    )
+    assert "Not in the mean: Hernia (no hospital told images both with it and without it)." in page.text
     assert sections_of(page) == {"findings", "learning", "hospitals", "rounds", "incidents", "files"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert links == {f"#{section}" for section in sections_of(page)}

@@ -91,7 +91,8 @@ def test_without_a_test_set_validation_fills_every_section(untested: Path) -> No
     assert not sections_of(page) & {"subgroups", "examples", "alone"}
     assert "0.779 macro AUROC · released model, round 5 validation" in page.text
     assert "95 % interval 0.741–0.817, by patient" in page.text
-    assert "Not in the mean: Hernia." in page.text
+    assert "Not in the mean: Hernia (withheld by every hospital, or labelled at none)." in page.text
+    assert "no image is labelled" not in page.text
     mass = next(row for row in rows_of(untested, "findings") if row[0] == "Mass")
     assert mass[2:] == ["0.760", "0.700–0.820", "0.250", "0.500", "31", "15.5 %"]
 
@@ -119,13 +120,55 @@ def test_intervals_by_image_are_said_to_be_too_short(untested: Path) -> None:
 
 def test_hospitals_stand_beside_findings_and_what_they_kept_is_said(complete: Path) -> None:
     head, first, *_, pooled = rows_of(complete, "by-hospital")
-    assert head == ["Hospital", "Mean", *[name.replace("_", " ") for name in FINDINGS]]
+    assert head == ["Hospital", "Mean", "of findings", *[name.replace("_", " ") for name in FINDINGS]]
     cells = dict(zip(head, first, strict=True))
-    assert (cells["Hospital"], cells["Mean"], cells["Atelectasis"]) == ("hospital-1", "0.64", "0.45")
+    assert (cells["Hospital"], cells["Mean"], cells["of findings"]) == ("hospital-1", "0.64", "12")
+    assert cells["Atelectasis"] == "0.45"
     assert (cells["Edema"], cells["Hernia"]) == ("–", "–")
-    assert pooled[:3] == ["All together", "0.78", "0.72"]
+    assert pooled[:4] == ["All together", "0.78", "13", "0.72"]
     kept = rows_of(complete, "withheld")[1]
     assert kept == ["hospital-1", "Edema: fewer patients with it, or without it, than the hospital's floor"]
+
+
+def test_a_cell_says_what_it_stands_on_and_one_of_few_images_is_grey(untested: Path) -> None:
+    event = judged_event(5)
+    one = event["by_hospital"]["hospital-2"]
+    one["counts"] = one["counts"] | {"Mass": [9, 60], "Nodule": [60, 9], "Effusion": [10, 10]}
+    judge_anew(untested, by_hospital=event["by_hospital"] | {"old": {"macro_auroc": 0.6, "findings": {"Mass": 0.6}}})
+    page = page_of(untested)
+    told = {str(cell["title"]): str(cell["class"]) for tag, cell in page.tags if tag == "td" and "title" in cell}
+    auroc = one["findings"]["Mass"]
+    ends = f"95 % interval {auroc - 0.1:.3f}–{auroc + 0.1:.3f} by image"
+    assert f"Mass, hospital-2: AUROC {auroc:.3f}; {ends}; 9 images with it, 60 without it" in told
+    assert sum("All together" in remark for remark in told) == 13
+    ends = "95 % interval 0.700–0.820 by patient"
+    assert f"Mass, All together: AUROC 0.760; {ends}; 31 images with it, 169 without it" in told
+    assert not any("Edema, hospital" in remark or "old" in remark for remark in told)
+    grey = {remark.split(":")[0] for remark, look in told.items() if "faint" in look.split()}
+    assert grey == {"Mass, hospital-2", "Nodule, hospital-2"}
+    assert "Grey: fewer than 10 images with the finding, or without it." in page.text
+
+
+def test_without_a_cell_of_few_images_nothing_is_said_of_grey(complete: Path) -> None:
+    assert "Grey:" not in Page((complete / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_beside_a_test_set_the_reasons_of_validation_are_its_own(changed: Path) -> None:
+    findings = judged_event(5)["findings"]
+    findings["Edema"] = {"auroc": None, "num_positive": 0, "num_negative": 20}
+    judge_anew(changed, findings=findings)
+    kept = "Edema (no positive image told), Hernia (withheld by every hospital, or labelled at none)"
+    text = page_of(changed).text
+    assert "Not in the mean: Hernia (no positive image)." in text
+    assert f"Not in the mean of validation: {kept}." in text
+
+
+def test_a_finding_that_many_resamples_lack_is_named(changed: Path) -> None:
+    metrics = json.loads((changed / "metrics.json").read_text())
+    metrics["interval"]["undefined_resamples"] = {"Fibrosis": 123, "Pleural_Thickening": 11, "Mass": 10}
+    write_json(changed / "metrics.json", metrics)
+    text = page_of(changed).text
+    assert "resamples often lack one side: Fibrosis (12.3 % of them), Pleural Thickening (1.1 % of them). Read" in text
 
 
 def test_groups_have_their_figures_and_a_small_one_its_name_alone(complete: Path) -> None:

@@ -13,11 +13,13 @@ from aecnn.evaluation.delong import patient_sums
 from aecnn.evaluation.floored import findings_told, floored_histogram, patients_needed
 from aecnn.evaluation.histogram import BIN_LOGITS, ScoreHistogram, bins_of
 from aecnn.evaluation.placements import PlacementSums, placement_sums
+from aecnn.evaluation.report import write_report
 from aecnn.findings import FINDINGS
 from federation_in_process import small_config
 from scripted_hospitals import NAMES, Hospitals, NamedGrid, enrolled, settings
 from server.admission import fault_of_placements
 from server.app import run_and_release
+from server.history import validation_event
 from server.judgement import Judgement, judged_event
 from server.run_folder import RunFolder
 from server.store import RoundStore
@@ -199,6 +201,12 @@ def test_what_is_withheld_is_named_with_its_reason_and_three_patients_count_in_n
     assert judged["interval"] == "by patient"
     assert judged["macro_auroc_ci"] is not None
     assert judged["by_hospital"][NAMES[2]]["macro_auroc"] is None
+    assert (judged["by_hospital"][NAMES[2]]["num_findings"], judged["by_hospital"][NAMES[2]]["counts"]["Mass"]) == (
+        0,
+        None,
+    )
+    assert judged["hospitals"] == list(NAMES[:2])
+    _stands_on(tmp_path / "run", {name: scores[name] for name in NAMES[:2]})
     (reason,) = judged["withheld"][NAMES[2]]
     assert reason.startswith("Atelectasis, Cardiomegaly, ")
     assert "fewer patients with it, or without it, than the hospital's floor" in reason
@@ -208,6 +216,17 @@ def test_what_is_withheld_is_named_with_its_reason_and_three_patients_count_in_n
     known = {name: one for name, one in scores.items() if name != NAMES[2]}
     logits, targets, _ = _together(known)
     assert abs(judged["macro_auroc"] - macro_mean(auroc(logits, targets))) <= judged["macro_auroc_error_bound"]
+
+
+def _stands_on(path, scores):
+    """Whether card and report count the images, patients and hospitals of these scores alone."""
+    images = sum(len(one.logits) for one in scores.values())
+    patients = sum(len(set(one.patients)) for one in scores.values())
+    figures = json.loads((path / "model_card.json").read_text())["figures"]["validation"]
+    assert [figures[f"num_{noun}"] for noun in ("images", "patients", "hospitals")] == [images, patients, len(scores)]
+    basis = f"validation, {images} images, {patients} patients, {len(scores)} hospitals"
+    assert basis in (path / "model_card.md").read_text().lower()
+    assert basis in write_report(path).read_text()
 
 
 @pytest.mark.slow
@@ -382,6 +401,64 @@ def test_a_mean_over_a_finding_that_one_patient_has_is_given_no_interval():
     )
     assert findings["Mass"]["auroc_ci"] is not None
     assert judged["macro_auroc"] is not None
+
+
+def test_a_finding_below_every_hospitals_floor_has_no_counts_for_nobody_told_any():
+    hospitals = {name: Scores(seed, num_patients=60, floor=10) for seed, name in enumerate("ab")}
+    for one in hospitals.values():
+        _, first = np.unique(one.patients, return_index=True)
+        one.targets[first[:9], HERNIA] = 1.0
+        told = findings_told(one.targets, one.patients, min_patients=10)
+        assert list(np.flatnonzero(~told)) == [HERNIA]
+        one.told_targets = np.where(told, one.targets, np.nan)
+    judgement = Judgement(1, {name: one.histogram() for name, one in hospitals.items()})
+    judged = judged_event(judgement, {}, members="ab", unplaced={})
+    hernia, mass = judged["findings"]["Hernia"], judged["findings"]["Mass"]
+    assert (hernia["auroc"], hernia["num_positive"], hernia["num_negative"]) == (None, None, None)
+    assert mass["num_positive"] == sum(
+        (one.targets[:, FINDINGS.index("Mass")] == 1).sum() for one in hospitals.values()
+    )
+    assert judged["by_hospital"]["a"]["counts"]["Hernia"] is None
+    assert judged["by_hospital"]["a"]["num_findings"] == 13
+
+
+def test_a_hospital_whose_histogram_tells_nothing_has_no_part_in_the_pooled_figure():
+    def answer(name, scores):
+        origin = Origin(hospital=name, round=1, fingerprint=contract.code_fingerprint())
+        sums = contract.ValidationReport(num_images=len(scores.logits), bce_sum=2.0, mse_sum=0.1)
+        return Answer(2, origin, None, None, sums, scores.histogram(), None, None)
+
+    told, silent = Scores(1), Scores(2, num_patients=14, floor=15)
+    only_negative = Scores(3)  # told, though it orders no pair
+    only_negative.told_targets = np.where(only_negative.targets == 0.0, 0.0, np.nan)
+    event = validation_event(1, [answer("a", told), answer("b", silent), answer("c", only_negative)])
+    assert {name: "macro_auroc" in shown for name, shown in event["hospitals"].items()} == {
+        "a": True,
+        "b": False,
+        "c": True,
+    }
+    assert event["hospitals"]["b"]["num_images"] == len(silent.logits)
+    judgement = Judgement.of(1, [answer("a", told), answer("b", silent)])
+    assert judged_event(judgement, {}, members="ab", unplaced={})["hospitals"] == ["a"]
+
+
+@pytest.mark.parametrize("is_floored", [False, True])
+def test_a_hospitals_own_figures_have_delongs_interval_by_image_and_their_counts(is_floored):
+    own = Scores(4, num_patients=400, floor=4 if is_floored else 1, is_floored=is_floored)
+    judgement = Judgement(1, {"a": own.histogram()})
+    of_one = judged_event(judgement, {}, members="a", unplaced={})["by_hospital"]["a"]
+    alone = patient_sums(BIN_LOGITS[bins_of(own.logits)], own.told_targets, list(range(len(own.logits))))
+    for index, name in enumerate(FINDINGS[:HERNIA]):
+        targets = own.targets[:, index]
+        assert of_one["counts"][name] == [(targets == 1).sum(), (targets == 0).sum()]
+        low, high = of_one["auroc_ci"][name]
+        # ranges of a floored histogram hide where in them an image lies
+        assert (high - low) / (2 * 1.96 * alone.standard_errors()[index]) == pytest.approx(
+            1.0, abs=0.1 if is_floored else 1e-4
+        )
+        assert low < of_one["findings"][name] < high
+    assert of_one["auroc_ci"]["Hernia"] is None
+    assert of_one["num_findings"] == 13
 
 
 def test_a_judgement_is_the_same_after_it_was_kept():

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from aecnn.evaluation.comparison import Comparison, Difference
     from aecnn.evaluation.metrics import Metrics, Subgroup
 
-OFTEN_UNDEFINED = 0.01  # share of the resamples
 ATTRIBUTES = {"sex": "sex", "age": "age, years", "view": "view position", "hospital": "hospital"}
 
 
@@ -66,15 +65,13 @@ def show_comparison(comparison: "Comparison", console: Console, *, name_a: str, 
 
 def _notes(metrics: "Metrics") -> list[str]:
     """What a reader has to know beside the figures."""
+    from aecnn.evaluation.bootstrap import often_undefined
+
     notes = []
     if metrics.why_undefined:
         notes.append(f"Undefined, not in the means: {_because(metrics.why_undefined)}")
     if metrics.resampling is not None:
-        shares = {
-            name: count / metrics.resampling.num_resamples
-            for name, count in metrics.resampling.num_undefined.items()
-            if count > OFTEN_UNDEFINED * metrics.resampling.num_resamples
-        }
+        shares = often_undefined(metrics.resampling.num_undefined, metrics.resampling.num_resamples)
         if shares:
             named = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             notes.append(f"So few patients that resamples often lack a class, read the interval with care: {named}")

@@ -14,7 +14,7 @@ the last division.
 Shapes: N images, F findings, P patients, R resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from aecnn.evaluation.auroc import Float64s, Floats, labelled
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
+OFTEN = 0.01  # share of the resamples
 _CHUNK = 32  # resamples at a time: their weights of some thousand patients stay in the processor's cache
 Interval = tuple[float, float]
 
@@ -94,6 +95,16 @@ def draw_weights(num_patients: int, num_resamples: int, *, random: np.random.Gen
         drawn = random.integers(num_patients, size=num_patients)
         weights[:, column] = np.bincount(drawn, minlength=num_patients)
     return weights
+
+
+def often_undefined(num_undefined: Mapping[str, int], num_resamples: int) -> dict[str, float]:
+    """Gives the findings undefined in more than 1 % of the resamples, with that share: so few patients have a class.
+
+    Args:
+        num_undefined: Finding → resamples that lack one of its classes.
+        num_resamples: Of all.
+    """
+    return {name: count / num_resamples for name, count in num_undefined.items() if count > OFTEN * num_resamples > 0}
 
 
 def percentile_interval(values: Floats, *, level: float = LEVEL) -> Interval | None:

@@ -33,7 +33,16 @@ class CalibrationBin:
 
     mean_predicted: float
     observed: float  # share of them that have the finding
-    num_images: int
+    weight: float  # number of images, in fractions where the count of several scores was spread over them
+
+    @property
+    def num_images(self) -> int:
+        """The number as it is shown."""
+        return round(self.weight)
+
+    def to_json(self) -> dict[str, object]:
+        """Gives plain data for JSON."""
+        return {"mean_predicted": self.mean_predicted, "observed": self.observed, "num_images": self.num_images}
 
 
 def calibration_curve(
@@ -64,7 +73,7 @@ def calibration_curve_of_counts(
     Args:
         probabilities: [K] in rising order.
         num_positive: [K] images of each that have the finding.
-        num_images: [K] images of each.
+        num_images: [K] images of each, which may be in fractions.
         num_bins: As above.
     """
     counts = np.asarray(num_images, dtype=np.float64)
@@ -76,7 +85,7 @@ def calibration_curve_of_counts(
     sums = [np.bincount(bins, weights=part, minlength=num_bins) for part in (counts * probabilities, num_positive)]
     sizes = np.bincount(bins, weights=counts, minlength=num_bins)
     return tuple(
-        CalibrationBin(float(predicted / size), float(positive / size), int(size))
+        CalibrationBin(float(predicted / size), float(positive / size), float(size))
         for predicted, positive, size in zip(*sums, sizes, strict=True)
         if size > 0
     )
@@ -84,10 +93,10 @@ def calibration_curve_of_counts(
 
 def expected_calibration_error(curve: tuple[CalibrationBin, ...]) -> float:
     """Gives the mean over images of |observed − mean predicted| of their bins; NaN for an empty curve."""
-    total = sum(point.num_images for point in curve)
+    total = sum(point.weight for point in curve)
     if total == 0:
         return float("nan")
-    return sum(abs(point.observed - point.mean_predicted) * point.num_images for point in curve) / total
+    return sum(abs(point.observed - point.mean_predicted) * point.weight for point in curve) / total
 
 
 def fit_temperature(logits: Floats, targets: Floats) -> float:

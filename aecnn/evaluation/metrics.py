@@ -61,7 +61,7 @@ class FindingFigures:
             "num_negative": self.num_negative,
             "sensitivity_at_specificity": None if self.at_specificity is None else asdict(self.at_specificity),
             "ece": null_if_nan(self.ece),
-            "calibration": [asdict(point) for point in self.calibration] or None,
+            "calibration": [point.to_json() for point in self.calibration] or None,
         }
 
 

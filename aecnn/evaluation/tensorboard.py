@@ -4,26 +4,40 @@ One folder a hospital and one for all of them together, so that TensorBoard draw
 Written at the end, with the report: rounds do not wait for it.
 """
 
+import logging
 import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 
+from aecnn.config import HOSPITAL_NAME
 from aecnn.evaluation.report.history import History
 
+LOGGER = logging.getLogger(__name__)
+
 FOLDER = "tensorboard"
-TOGETHER = "federation"  # all hospitals
+TOGETHER = "all hospitals"  # with a space: no hospital can have this name
 _FILE, _FILE_VERSION = "events.out.tfevents.run", "brain.Event:2"
 _QUANTITIES = ("macro_auroc", "bce", "mse")
 
 
-def can_write_events() -> bool:
-    """Whether the extra ``tensorboard`` is installed."""
-    return find_spec("tensorboard") is not None
+def add_events(history: History, run_folder: Path) -> None:
+    """Writes the event files where the extra ``tensorboard`` is installed; a failure is a warning and stops nobody."""
+    try:
+        if find_spec("tensorboard") is not None:
+            write_events(history, run_folder)
+    except Exception as error:  # noqa: BLE001 - an extra that fails in whatever way ends no run
+        LOGGER.warning(
+            "%s: no curves for TensorBoard (%s: %s); what was there may be older. The report has them all",
+            run_folder / FOLDER,
+            type(error).__name__,
+            error,
+        )
 
 
 def write_events(history: History, run_folder: Path) -> Path:
@@ -38,8 +52,9 @@ def write_events(history: History, run_folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=run_folder, prefix=".tensorboard-") as unfinished:
         whole = Path(unfinished, FOLDER)
         whole.mkdir()
-        for number, (line, points) in enumerate(sorted(by_line.items())):
-            folder = whole / _folder_name(line, number)
+        names = _folder_names(line for line in by_line if line is not None)
+        for line, points in by_line.items():
+            folder = whole / names[line]
             folder.mkdir()
             _write_points(folder / _FILE, points, wall_time=_started_at(history))
         shutil.rmtree(target, ignore_errors=True)
@@ -68,36 +83,44 @@ def _started_at(history: History) -> float:
         return 0.0
 
 
-def scalars(history: History) -> Iterator[tuple[str, str, int, float]]:
-    """Gives (whose, tag, round, value) of every figure that is defined."""
+def scalars(history: History) -> Iterator[tuple[str | None, str, int, float]]:
+    """Gives (whose, tag, round, value) of every figure that is defined; a hospital's, or None's: of all together."""
     for validation in history.validations:
-        told = {TOGETHER: validation, **validation.hospitals}
-        for whose, scores in told.items():
+        for whose, scores in ((None, validation), *validation.hospitals.items()):
             values = {name: getattr(scores, name) for name in _QUANTITIES}
             yield from _known(whose, "validation", validation.round, values)
-        yield from _known(TOGETHER, "validation_auroc", validation.round, validation.findings)
+        yield from _known(None, "validation_auroc", validation.round, validation.findings)
     for trained in history.rounds:
         means = {"bce": trained.mean("bce"), "mse": trained.mean("mse"), "seconds": trained.seconds}
-        yield from _known(TOGETHER, "training", trained.round, means)
+        yield from _known(None, "training", trained.round, means)
         for whose, training in trained.hospitals.items():
             of_one = {"bce": training.bce, "mse": training.mse, "seconds": training.seconds}
             yield from _known(whose, "training", trained.round, of_one)
     for test in history.tests:
-        yield from _known(TOGETHER, "test", test.round, {"macro_auroc": test.macro_auroc})
+        yield from _known(None, "test", test.round, {"macro_auroc": test.macro_auroc})
     for whose, round_number, spent in history.costs:
         if spent.steps:
             yield from _known(whose, "privacy", round_number, {"epsilon": spent.epsilon})
 
 
 def _known(
-    whose: str, group: str, round_number: int, values: dict[str, float | None]
-) -> Iterator[tuple[str, str, int, float]]:
+    whose: str | None, group: str, round_number: int, values: dict[str, float | None]
+) -> Iterator[tuple[str | None, str, int, float]]:
     for name, value in values.items():
         if value is not None:
             yield whose, f"{group}/{name}", round_number, value
 
 
-def _folder_name(line: str, number: int) -> str:
-    """Gives a name that stays inside its folder, whatever a history calls a hospital; numbered where it was changed."""
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", line)[:64]
-    return plain if plain == line else f"{plain}-{number}"
+def _folder_names(hospitals: Iterable[str]) -> dict[str | None, str]:
+    """Gives each hospital, and all together, a folder's name that is its own, whatever a history calls a hospital.
+
+    A valid name stays as it is. Another loses what could lead out of the folder and begins with "_", as no valid name
+    does; where two become one, the second is numbered until it is free.
+    """
+    names: dict[str | None, str] = {None: TOGETHER}
+    for hospital in sorted(hospitals):
+        is_valid = re.fullmatch(HOSPITAL_NAME, hospital) is not None
+        plain = hospital if is_valid else "_" + re.sub(r"[^A-Za-z0-9_-]", "_", hospital)[:64]
+        numbered = chain([plain], (f"{plain}-{number}" for number in count(2)))
+        names[hospital] = next(name for name in numbered if name not in names.values())
+    return names

@@ -98,7 +98,7 @@ def validation_of(history: History, *, round_number: int | None) -> Validation |
 
 
 def validation_basis(history: History, event: Validation) -> Basis:
-    """Gives what a pooled validation AUROC stands on: the hospitals that gave their histogram, and their images."""
+    """Gives what a pooled validation AUROC stands on: the hospitals that told scores in it, and their images."""
     if not event.hospitals:
         return Basis("validation", event.num_images, is_noised=event.is_noised)
     pooled = {name: scores for name, scores in event.hospitals.items() if scores.is_pooled}

@@ -12,7 +12,7 @@ from aecnn.evaluation.report.scores import ByName, Number
 
 
 def _with_pooled(value: object) -> object:
-    """Marks the hospitals that gave an AUROC, be it undefined: their scores are in the pooled one."""
+    """Marks the hospitals that told scores, whose AUROC, be it undefined, is there: they are in the pooled one."""
     if not isinstance(value, dict):
         return value
     return {
@@ -152,7 +152,7 @@ class HospitalValidation:
     bce: Number = None
     mse: Number = None
     num_images: int | None = None
-    is_pooled: bool = False  # in the AUROC of all hospitals: it gave its histogram
+    is_pooled: bool = False  # in the AUROC of all hospitals: its histogram told at least one finding
 
 
 @dataclass(frozen=True)

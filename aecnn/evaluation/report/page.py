@@ -28,7 +28,7 @@ from aecnn.evaluation.report.page_model_sections import MODEL_SECTIONS
 from aecnn.evaluation.report.page_run_sections import RUN_SECTIONS
 from aecnn.evaluation.report.page_template import MACROS, PAGE_TEMPLATE
 from aecnn.evaluation.report.panels import calibration_panels, curves_of, pr_panels, roc_panels
-from aecnn.evaluation.report.scores import LEVEL, FindingScores
+from aecnn.evaluation.report.scores import FEW_IMAGES, LEVEL, FindingScores
 from aecnn.evaluation.report.tables import (
     VIEW_POSITION,
     FindingRow,
@@ -56,7 +56,7 @@ from aecnn.evaluation.report.words import (
     size,
     spaced,
 )
-from aecnn.evaluation.tensorboard import can_write_events, write_events
+from aecnn.evaluation.tensorboard import add_events
 from aecnn.page_style import PAGE_STYLE
 
 FILES = {
@@ -133,8 +133,7 @@ def write_report(run_folder: Path) -> Path:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    if can_write_events():
-        write_events(run.history, run_folder)
+    add_events(run.history, run_folder)
     return path
 
 
@@ -180,6 +179,7 @@ def _context(run: Run) -> dict[str, Any]:
             "validation_basis": validation_basis(history, validation) if validation else None,
             "test_basis": split_basis(run.metrics) if run.metrics else None,
             "small": SMALL_NUM_IMAGES,
+            "few_images": FEW_IMAGES,
             "colours": {name: variable(colour) for name, colour in colours.items()},
             "num_colours": len(HOSPITALS),
             "findings": (findings := finding_rows(run, validation)),

@@ -34,21 +34,22 @@ tr.head th { color: var(--ink); font-weight: 650; font-size: 13px; padding: 16px
 .heat th.tall { padding: 0 2px 7px; vertical-align: bottom; text-align: center; }
 .heat th.tall span { display: inline-block; writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
 .heat td.name { max-width: 190px; }
-.heat td.cell { text-align: center; padding: 5.5px 1px; font-size: 13px; min-width: 36px; border: 1px solid var(--paper); background: color-mix(in srgb, var(--accent) var(--heat, 0%), var(--wash)); }
+.heat td.cell { text-align: center; padding: 5.5px 1px; font-size: 13px; min-width: 34px; border: 1px solid var(--paper); background: color-mix(in srgb, var(--accent) var(--heat, 0%), var(--wash)); }
 .heat td.cell.low { background: color-mix(in srgb, var(--warn) var(--heat, 0%), var(--wash)); }
+.heat td.cell.faint { background: var(--wash); color: var(--muted); font-weight: 400; }
 .heat tr.pooled td { border-top: 1px solid var(--ink); font-weight: 650; }
 table.withheld { margin-top: 12px; } table.withheld td.name { width: 24%; }
 .triptych.explained { grid-template-columns: repeat(4, minmax(0, 152px)) minmax(0, 1fr); }
 .explained .told .bars { grid-template-columns: minmax(0, 112px) minmax(20px, 1fr) auto; }
 @media screen and (max-width: 760px) { .triptych.explained { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px 10px; } }
 @media print {
-  .wide { overflow: visible; }
+  .wide { overflow: visible; } .rail p.pointed { display: none; }
   .few, .incidents { font-size: 8.5pt; }
   .few { display: inline; margin: 0; } .hero .few { display: block; }
   .incidents li { padding: 2.5px 0; break-inside: avoid; }
   section p, .withheld { font-size: 8.5pt; } h3 { font-size: 9.5pt; break-after: avoid; } .baseline { margin-top: 16px; }
   #findings th, #findings td { padding-left: 7px; } #findings th:first-child, #findings td:first-child { padding-left: 0; }
-  #findings .scale { min-width: 104px; width: 26%; } .track.forest { height: 9pt; } .track.forest.two { height: 21px; }
+  #findings .scale { min-width: 104px; width: 26%; } #findings .scale .nowrap { white-space: normal; } .track.forest { height: 9pt; } .track.forest.two { height: 21px; }
   .heat td.cell { font-size: 7.5pt; padding: 2.5px 0; min-width: 0; } .heat th.tall { font-size: 7.5pt; } .heat td.name { max-width: 100px; min-width: 60px; }
   tr.head { break-after: avoid; } tr.head th { font-size: 8.5pt; padding-top: 8px; }
   .baseline .compare, .small { break-inside: auto; } .square text { font-size: 13px; }

@@ -1,7 +1,7 @@
 """The report's sections on the released model: findings, curves, calibration, subgroups and hospitals, as Jinja."""
 
 MODEL_SECTIONS = """\
-{% from "macros.html" import few, panels, rail, scale_head, track with context %}
+{% from "macros.html" import few, heat_cell, panels, rail, scale_head, track with context %}
 {% if alone %}
 <section id="alone">
   {% call rail("Together or alone") %}
@@ -66,13 +66,13 @@ MODEL_SECTIONS = """\
   <p class="after">Not in the mean: {% for row in undefined %}{{ row.name|spaced }} ({{ row.why_undefined }}){{ ", " if not loop.last }}{% endfor %}. A finding has an AUROC only where the {{ run.metrics.split }} split holds both positive and negative images.</p>
   {% endif %}
   {% else %}
-  {% set undefined = findings|selectattr("scores.auroc", "none")|list %}
-  {% if undefined %}
-  <p class="after">Not in the mean: {{ undefined|map(attribute="name")|map("spaced")|join(", ") }}. A finding has an AUROC only where validation holds both positive and negative images.</p>
   {% endif %}
+  {% set unpooled = findings|selectattr("why_not_pooled")|list %}
+  {% if unpooled and (has.validation or not is_test) %}
+  <p class="after">Not in the mean{{ " of validation" if is_test }}: {% for row in unpooled %}{{ row.name|spaced }} ({{ row.why_not_pooled }}){{ ", " if not loop.last }}{% endfor %}.{% if not (validation and validation.is_noised) %} A finding has an AUROC only where hospitals told of both positive and negative images.{% endif %}</p>
   {% endif %}
-  {% if run.metrics and run.metrics.macro_auroc_ci and run.metrics.interval and run.metrics.interval.num_resamples %}<p class="after">Intervals of the {{ run.metrics.split }} split: {{ run.metrics.interval.method or "resampling" }}, {{ run.metrics.interval.num_resamples|count }} resamples; a patient's images stay together.</p>{% endif %}
-  {% if judged and judged.interval %}<p class="after">Intervals of validation: {{ judged.interval }}, from sums that the hospitals computed at home.{% if judged.interval == "by image" %} Images of one patient resemble each other, so these intervals are too short.{% endif %}{% if judged.macro_auroc is not none and judged.macro_auroc_ci is none %} The mean has none: {{ "of some finding all images with it, or without it, are of one patient" if judged.interval == "by patient" else "not every hospital gave its sums by patient" }}.{% endif %}</p>{% endif %}
+  {% if run.metrics and run.metrics.macro_auroc_ci and run.metrics.interval and run.metrics.interval.num_resamples %}<p class="after">Intervals of the {{ run.metrics.split }} split: {{ run.metrics.interval.method or "resampling" }}, {{ run.metrics.interval.num_resamples|count }} resamples; a patient's images stay together.{% if run.metrics.interval.often_undefined %} So few patients have, or have not, a finding that resamples often lack one side: {% for name, part in run.metrics.interval.often_undefined.items() %}{{ name|spaced }} ({{ part|share }} of them){{ ", " if not loop.last }}{% endfor %}. Read {{ "that interval" if run.metrics.interval.often_undefined|length == 1 else "those intervals" }} with care.{% endif %}</p>{% endif %}
+  {% if judged and judged.interval %}<p class="after">Intervals of validation: {{ judged.interval }}, from sums that the hospitals computed at home.{% if judged.interval == "by image" %} Images of one patient resemble each other, so these intervals are too short.{% endif %}{% if judged.macro_auroc is not none and judged.macro_auroc_ci is none %} The mean has none: {{ "of some finding all images with it, or without it, are of one patient, or all are in order" if judged.interval == "by patient" else "not every hospital gave its sums by patient" }}.{% endif %}</p>{% endif %}
   {% if bound is not none %}
   <p class="after">Hospitals tell how many scores fall in each bin, never a score: that can have moved the mean{{ " of validation" if is_test }} by {{ bound|bound }}. The chance that lies in few images comes on top of it.</p>
   {% endif %}
@@ -167,14 +167,17 @@ MODEL_SECTIONS = """\
 <section id="by-hospital">
   {% call rail("By hospital") %}
   <p>AUROC of the released model on each hospital's own validation images, from its histograms. A dash: the hospital has too few patients with or without the finding, or keeps it to itself.</p>
-  <p>Where few images lie behind a cell, chance moves it by tenths.</p>
+  <p>Beside a mean: over how many findings it is. Means over different findings do not compare.</p>
+  {% set cells = hospital_rows|map(attribute="cells")|sum(start=()) %}
+  {% if cells|selectattr("is_of_few")|list %}<p>Grey: fewer than {{ few_images }} images with the finding, or without it. There, chance moves a figure by tenths.</p>{% endif %}
+  {% if cells|selectattr("remark")|list %}<p class="pointed">Rest the pointer on a cell for its interval and its numbers of images.</p>{% endif %}
   {% endcall %}
   <div class="content wide">
   <table class="heat">
-    <thead><tr><th>Hospital</th><th class="tall"><span>Mean</span></th>{% for finding in hospital_findings %}<th class="tall"><span>{{ finding|spaced }}</span></th>{% endfor %}</tr></thead>
+    <thead><tr><th>Hospital</th><th class="tall"><span>Mean</span></th><th class="tall"><span>of findings</span></th>{% for finding in hospital_findings %}<th class="tall"><span>{{ finding|spaced }}</span></th>{% endfor %}</tr></thead>
     <tbody>
     {% for row in hospital_rows %}
-    <tr{% if row.is_pooled %} class="pooled"{% endif %}><td class="name">{% if row.name in colours and not row.is_pooled %}<i class="swatch" style="background:{{ colours[row.name] }}"></i>{% endif %}{{ row.name }}</td>{% for auroc in [row.macro_auroc] + row.aurocs|list %}<td class="cell{{ " low" if auroc is not none and auroc < 0.5 }}{{ " strong" if loop.first }}"{% if auroc is not none %} style="--heat:{{ auroc|heat }}"{% endif %}>{{ auroc|short }}</td>{% endfor %}</tr>
+    <tr{% if row.is_pooled %} class="pooled"{% endif %}><td class="name">{% if row.name in colours and not row.is_pooled %}<i class="swatch" style="background:{{ colours[row.name] }}"></i>{% endif %}{{ row.name }}</td>{{ heat_cell(row.macro_auroc, " strong") }}<td class="cell muted">{{ row.num_findings }}</td>{% for cell in row.cells %}{{ heat_cell(cell.auroc, " faint" if cell.is_of_few else "", cell.remark) }}{% endfor %}</tr>
     {% endfor %}
     </tbody>
   </table>

@@ -16,6 +16,9 @@ MACROS = """\
 {% macro track(auroc, ends, second=none, second_ends=none, diamond=none) %}
 <div class="track forest{{ " two" if second is not none }}"><i class="chance" style="left:{{ 0.5|bar }}"></i>{{ mark(second, second_ends, "second") }}{% if diamond is not none %}<i class="diamond" style="left:{{ diamond|bar }}"></i>{% endif %}{{ mark(auroc, ends, "first") }}</div>
 {%- endmacro %}
+{% macro heat_cell(auroc, look="", remark=none) %}
+<td class="cell{{ " low" if auroc is not none and auroc < 0.5 }}{{ look }}"{% if auroc is not none %} style="--heat:{{ auroc|heat }}"{% endif %}{% if remark %} title="{{ remark }}"{% endif %}>{{ auroc|short }}</td>
+{%- endmacro %}
 {% macro panels(drawn, reason) %}
 <div class="small">
   {% for panel in drawn %}

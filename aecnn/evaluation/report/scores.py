@@ -9,7 +9,11 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator
 
+from aecnn.evaluation.bootstrap import often_undefined
+
 LEVEL = 0.95  # of an interval whose file does not say it
+FEW_IMAGES = 10  # of a class: with fewer, chance moves an AUROC by tenths
+UNTOLD = "withheld by every hospital, or labelled at none"
 Item = TypeVar("Item")
 Point = tuple[float, float]
 
@@ -82,6 +86,30 @@ class FindingScores:
             return "no positive image"
         return "no negative image" if self.num_negative == 0 else "the run gives no AUROC for it"
 
+    def why_not_pooled(self, *, is_judged: bool, is_noised: bool = False) -> str | None:
+        """Why hospitals' histograms give no AUROC, as the end of a sentence; None where they give one.
+
+        What a hospital withholds looks like what it does not have, so that neither is claimed.
+
+        Args:
+            is_judged: The figures are the closing judgement's, which counts images where any were told.
+            is_noised: They have the noise of differential privacy.
+        """
+        if self.auroc is not None:
+            return None
+        if is_noised:
+            return "too few images with it, or without it, beside the noise"
+        if not is_judged:
+            return "no hospital told images both with it and without it"
+        if not self.num_positive and not self.num_negative:
+            return UNTOLD
+        return "no positive image told" if not self.num_positive else "no negative image told"
+
+    @property
+    def is_of_few(self) -> bool:
+        """Whether one class is known to have fewer than `FEW_IMAGES` images."""
+        return any(count is not None and count < FEW_IMAGES for count in (self.num_positive, self.num_negative))
+
     @property
     def share_positive(self) -> float | None:
         """Share of positive images: what AUPRC is by chance."""
@@ -105,6 +133,12 @@ class Resampling:
     method: str | None = None
     num_resamples: int | None = None
     level: Number = None
+    undefined_resamples: ByName[int] = field(default_factory=dict)  # finding -> how many lack one of its classes
+
+    @property
+    def often_undefined(self) -> dict[str, float]:
+        """Findings whose intervals are not to be trusted, with the share of resamples that lack one of the classes."""
+        return often_undefined(self.undefined_resamples, self.num_resamples or 0)
 
 
 @dataclass(frozen=True)
@@ -170,6 +204,18 @@ class HospitalScores:
 
     macro_auroc: Number = None
     findings: ByName[Number] = field(default_factory=dict)  # finding -> AUROC
+    auroc_ci: ByName[Interval] = field(default_factory=dict)  # finding -> interval by image
+    counts: ByName[tuple[int, int] | None] = field(default_factory=dict)  # finding -> positive and negative images
+
+    def of(self, finding: str) -> FindingScores:
+        """Gives what is known of one finding; all None where the hospital does not tell it."""
+        positive, negative = self.counts.get(finding) or (None, None)
+        return FindingScores(
+            auroc=self.findings.get(finding),
+            auroc_ci=self.auroc_ci.get(finding),
+            num_positive=positive,
+            num_negative=negative,
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +224,7 @@ class Judged:
 
     round: int
     mode: str | None = None  # of the histograms: fine, floored or mixed
-    hospitals: tuple[str, ...] = ()  # that gave them
+    hospitals: tuple[str, ...] = ()  # that told a finding in them
     macro_auroc: Number = None
     macro_auroc_error_bound: Number = None
     macro_auroc_ci: Interval = None

@@ -7,10 +7,12 @@ from aecnn.evaluation.report.basis import Basis, judged_of, validation_basis
 from aecnn.evaluation.report.events import Round, Validation
 from aecnn.evaluation.report.history import History
 from aecnn.evaluation.report.load import Run
-from aecnn.evaluation.report.scores import FindingScores, HospitalScores, Subgroup
+from aecnn.evaluation.report.scores import LEVEL, FindingScores, Subgroup
+from aecnn.evaluation.report.words import count, interval, percent, score, spaced
 from aecnn.findings import FINDINGS
 
 VIEW_POSITION = "view_position"  # the baseline that sees nothing else
+ALL, BY_IMAGE = "All together", "by image"
 _ATTRIBUTES = {"sex": "Sex", "age": "Age", "view": "View position", "hospital": "Hospital"}
 
 
@@ -23,6 +25,7 @@ class FindingRow:
     validation: FindingScores | None
     alone_auroc: float | None = None
     view_auroc: float | None = None  # from the view position alone
+    why_not_pooled: str | None = None  # why there is none of validation, as the end of a sentence
 
     @property
     def scores(self) -> FindingScores:
@@ -31,10 +34,17 @@ class FindingRow:
 
     @property
     def why_undefined(self) -> str | None:
-        """Why there is no AUROC, as the end of a sentence; None where there is one."""
-        if self.test is None and self.scores.num_positive is None and self.scores.auroc is None:
-            return "no positive or no negative image"
-        return self.scores.why_undefined
+        """Why `scores` have no AUROC, as the end of a sentence; None where there is one."""
+        return self.why_not_pooled if self.test is None else self.test.why_undefined
+
+
+@dataclass(frozen=True)
+class HospitalCell:
+    """One AUROC of the matrix of hospitals and findings."""
+
+    auroc: float | None
+    is_of_few: bool  # one class is known to have few images: chance moves it by tenths
+    remark: str | None  # its interval and numbers of images, in words
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,13 @@ class HospitalRow:
 
     name: str
     macro_auroc: float | None
-    aurocs: tuple[float | None, ...]  # in the order of the matrix's findings
+    cells: tuple[HospitalCell, ...]  # in the order of the matrix's findings
     is_pooled: bool = False
+
+    @property
+    def num_findings(self) -> int:
+        """Findings that have an AUROC, over which the mean is."""
+        return sum(cell.auroc is not None for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,8 @@ class RoundRow:
 
 def finding_rows(run: Run, validation: Validation | None) -> list[FindingRow]:
     """Gives each finding's scores on the test split and on the hospitals' validation images."""
-    pooled = pooled_scores(run.history, validation)
+    pooled, judged = pooled_scores(run.history, validation), judged_of(run.history)
+    is_judged, is_noised = judged is not None and bool(judged.findings), validation is not None and validation.is_noised
     tested = run.metrics.findings if run.metrics else {}
     baseline = run.metrics.baselines.get(VIEW_POSITION) if run.metrics else None
     return [
@@ -86,6 +102,9 @@ def finding_rows(run: Run, validation: Validation | None) -> list[FindingRow]:
             validation=pooled.get(name),
             alone_auroc=run.alone.mean_auroc(name) if run.alone else None,
             view_auroc=baseline.findings.get(name) if baseline else None,
+            why_not_pooled=pooled[name].why_not_pooled(is_judged=is_judged, is_noised=is_noised)
+            if name in pooled
+            else None,
         )
         for name in _in_order(tested or pooled)
     ]
@@ -106,17 +125,27 @@ def hospital_rows(history: History) -> tuple[list[str], list[HospitalRow]]:
         return [], []
     told = {name for scores in judged.by_hospital.values() for name in scores.findings}
     findings = _in_order(told | set(judged.findings))
-    rows = [_hospital_row(name, scores, findings) for name, scores in judged.by_hospital.items()]
-    all_aurocs = {name: scores.auroc for name, scores in judged.findings.items()}
-    pooled = _hospital_row("All together", HospitalScores(judged.macro_auroc, all_aurocs), findings, is_pooled=True)
-    return findings, [*rows, pooled]
+    rows = [
+        HospitalRow(
+            name, scores.macro_auroc, tuple(_cell(name, finding, scores.of(finding), BY_IMAGE) for finding in findings)
+        )
+        for name, scores in judged.by_hospital.items()
+    ]
+    cells = tuple(
+        _cell(ALL, finding, judged.findings.get(finding, FindingScores()), judged.interval) for finding in findings
+    )
+    return findings, [*rows, HospitalRow(ALL, judged.macro_auroc, cells, is_pooled=True)]
 
 
-def _hospital_row(
-    name: str, scores: HospitalScores, findings: Collection[str], *, is_pooled: bool = False
-) -> HospitalRow:
-    aurocs = tuple(scores.findings.get(finding) for finding in findings)
-    return HospitalRow(name, scores.macro_auroc, aurocs, is_pooled)
+def _cell(hospital: str, finding: str, scores: FindingScores, how: str | None) -> HospitalCell:
+    """Gives a cell of the matrix, with a remark where more is known than its AUROC."""
+    told = []
+    if scores.auroc is not None and scores.auroc_ci is not None:
+        told.append(f"{percent(LEVEL)} interval {interval(scores.auroc_ci)}{f' {how}' if how else ''}")
+    if scores.num_positive is not None and scores.num_negative is not None:
+        told.append(f"{count(scores.num_positive)} images with it, {count(scores.num_negative)} without it")
+    remark = f"{spaced(finding)}, {hospital}: AUROC {score(scores.auroc)}; {'; '.join(told)}" if told else None
+    return HospitalCell(scores.auroc, scores.auroc is not None and scores.is_of_few, remark)
 
 
 def attributes(run: Run) -> list[Attribute]:
