@@ -163,8 +163,8 @@ def _about_rehearsal(would_leave: dict[str, Any]) -> str:
     round_ = f"{plan['model']['backbone']} at {plan['images']['size_px']} px, a few of the patients, "
     round_ += f"{counted(plan['training']['local_steps'], 'step')} of {batch}"
     return (
-        "These keys would leave in a round, and no others. The figures are not a real round's: they come from a tiny "
-        f"rehearsal on this machine ({round_}) and stay here."
+        "These keys would leave in a run, and no others: by query and query.placements once, by train each round. The "
+        f"figures are not a real round's: they come from a tiny rehearsal on this machine ({round_}) and stay here."
     )
 
 

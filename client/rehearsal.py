@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from aecnn import contract
 from aecnn.config import FederationConfig, ImagesConfig, ModelConfig, Plan, TrainingConfig, load_config
 from aecnn.contract import Request
+from aecnn.evaluation.histogram import ScoreHistogram
+from aecnn.evaluation.pooled import PooledScores
 from aecnn.model.joint import build_model
 from aecnn.model.weights import Weights, weights_of
 from aecnn.privacy_config import PrivacyConfig
@@ -36,7 +39,7 @@ from client.paths import SitePaths
 from client.policy import check_batches
 from client.refusal import RefusalError
 from client.site import SiteConfig, read_hospital, read_training_data
-from client.wire import packed_record
+from client.wire import packed_record, to_array_record
 
 SPEED_STEPS, WARM_UP_STEPS = 10, 2
 GPU_SIZE_PX, CPU_SIZE_PX = 256, 128
@@ -124,7 +127,10 @@ def measure_speed(site: Path) -> Speed:
 
 
 def rehearse(site: Path) -> dict[str, Any]:
-    """Lets the installed app answer a centre's first two messages, and gives what would leave as plain data."""
+    """Lets the installed app answer a centre's messages, and gives what would leave as plain data.
+
+    It joins and trains; where a histogram of its scores would leave, it is asked for sums by patient as well.
+    """
     config = load_config(site, SiteConfig)
     plan = rehearsal_plan(config, steps=_enough_steps(site, config))
     weights = weights_of(build_model(plan.model, seed=0, input_size_px=plan.images.input_size_px))
@@ -132,8 +138,25 @@ def rehearse(site: Path) -> dict[str, Any]:
     fraction = validation_fraction(config)
     join = _message(contract.JOIN, _request(plan, fraction, round_=0))
     train = _message(contract.TRAIN, _request(plan, fraction, round_=1), weights=weights)
-    messages = [_described(message, desk.answer(message), SitePaths(site.parent)) for message in (join, train)]
-    return {"hospital": config.name, "plan": plan.model_dump(mode="json"), "messages": messages}
+    described, replies = [], {}
+    for message in (join, train):
+        replies[message.metadata.message_type] = reply = desk.answer(message)
+        described.append(_described(message, reply, SitePaths(site.parent)))
+    told = _histogram_in(replies[contract.TRAIN])
+    if told is not None:
+        place = _message(contract.PLACE, _request(plan, fraction, round_=2), weights=weights)
+        place.content[contract.POOLED] = to_array_record({contract.POOLED_IMAGES: PooledScores.of(told).placed})
+        described.append(_described(place, desk.answer(place), SitePaths(site.parent)))
+    return {"hospital": config.name, "plan": plan.model_dump(mode="json"), "messages": described}
+
+
+def _histogram_in(reply: Message) -> ScoreHistogram | None:
+    """The exact histogram in an answer, fine or floored."""
+    record = reply.content.get(contract.HISTOGRAMS) if reply.has_content() else None
+    if not isinstance(record, ArrayRecord) or contract.NOISED_COUNTS in record:
+        return None
+    ((name, array),) = record.items()
+    return ScoreHistogram(array.numpy().astype(np.int64), is_floored=name == contract.FLOORED_COUNTS)
 
 
 def _enough_steps(site: Path, config: SiteConfig) -> int:

@@ -1,6 +1,7 @@
 """A model in use: its predictions as a table, its heatmaps on a radiograph, itself as an ONNX file."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -347,6 +348,17 @@ def test_export_without_its_extra_names_the_remedy_and_leaves_nothing(module, ch
     assert "pip install 'aecnn-federated[onnx]'" in " ".join(said.split())
     assert module in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_onnx_runtime_reports_nothing_to_its_maker(exported, tmp_path):
+    """From 1.29 on it notes a number for the machine, and its use until it can send it, under the home folder."""
+    _, _, onnx = exported("resnet18", size_px=64)
+    loads = "import aecnn.model.onnx_export, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1])"
+    home = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    home.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", loads, onnx], env=home, check=True)
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name] == []
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_the_last_sign_of_the_supernodes_log_counts(line, state):
 ABSENT = {  # of the contract: what this site file keeps in, and what only a run with differential privacy has
     "counts": {"positives"},
     "report": {"noise-multiplier", "sample-rate", "delta", "epsilon"},
-    "histograms": {"noised-counts"},
+    "histograms": {"floored-counts", "noised-counts"},
 }
 
 
@@ -336,6 +336,7 @@ def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_
     assert found.would_leave == json.loads(paths.would_leave.read_text())
     assert stat.S_IMODE(paths.would_leave.stat().st_mode) == 0o600
     schema = exchange_schema()
+    assert [message["asked"] for message in found.would_leave["messages"]] == ["query", "train", "query.placements"]
     for message in found.would_leave["messages"]:
         wanted = schema[message["asked"]]
         assert set(message["records"]) == set(wanted)

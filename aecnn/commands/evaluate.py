@@ -9,7 +9,8 @@ from rich.markup import escape
 
 from aecnn.commands.compression_screen import measure_compression, refuse_plot, show_compression
 from aecnn.commands.judging_screen import show_metrics
-from aecnn.config import DatasetConfig, OnUnreadable, Split, TestCrops, load_dataset
+from aecnn.commands.options import BatchSizeOption, CropsOption, DeviceOption, OnUnreadableOption
+from aecnn.config import DatasetConfig, Split, TestCrops, load_dataset
 from aecnn.console import JsonOption, print_json, progress_bar, say
 from aecnn.errors import ConfigError
 
@@ -57,16 +58,10 @@ def evaluate(
         typer.Option("--subgroups", help="Also show figures by sex, age, view and hospital; JSON has them always."),
     ] = False,
     min_patients: Annotated[int, typer.Option(min=1, help="Figures of a group of fewer patients are not shown.")] = 10,
-    on_unreadable: Annotated[
-        OnUnreadable | None,
-        typer.Option(help="Images that cannot be decoded: refuse (the default), or skip them.", show_default=False),
-    ] = None,
-    crops: Annotated[
-        TestCrops | None,
-        typer.Option(help="centre, or the mean of ten crops; default: as the checkpoint says.", show_default=False),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    on_unreadable: OnUnreadableOption = None,
+    crops: CropsOption = None,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
     reconstruction: Annotated[
         bool, typer.Option("--reconstruction", help="Also compress the images, and compare with other codecs.")
     ] = False,

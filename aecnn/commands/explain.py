@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from aecnn.commands.options import DeviceOption, faults_of_output
 from aecnn.commands.pointing_screen import play_pointing_game, show_hit_rates
 from aecnn.config import HeatmapMethod, OnUnreadable, Split, load_dataset
 from aecnn.console import JsonOption, print_json, say
@@ -51,7 +52,7 @@ def explain(
         typer.Option(help="With --boxes: refuse unreadable images (the default), or skip them.", show_default=False),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="With --boxes: images explained at a time.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Show where the model looked for a finding (Grad-CAM), or count how often that is in a radiologist's box.
@@ -121,14 +122,9 @@ def _check_options(
 
 
 def _faults_of_output(output: Path | None, image: Path) -> list[str]:
-    if output is None or output.suffix.lower() != ".png":
-        return [f"--output is {str(output or '')!r}: name the picture, ending in .png"]
-    if not output.absolute().parent.is_dir():
-        return [f"--output {output}: there is no folder {output.absolute().parent}: make it first"]
-    if not output.exists():
-        return []
-    if not output.is_file():
-        return [f"--output {output} is a folder, or another thing that is no file: give another name"]
+    faults = faults_of_output(output, suffix=".png", what="picture")
+    if faults or output is None or not output.exists():
+        return faults
     if image.is_file() and output.samefile(image):
         return [f"--output {output} is the radiograph itself: give another name"]
     from aecnn.evaluation.overlay import is_overlay

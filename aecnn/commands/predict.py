@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from aecnn.commands.options import BatchSizeOption, CropsOption, DeviceOption, OnUnreadableOption, faults_of_output
 from aecnn.config import DatasetConfig, OnUnreadable, Split, TestCrops, load_dataset
 from aecnn.console import JsonOption, print_json, progress_bar, say
 from aecnn.errors import ConfigError
@@ -51,16 +52,10 @@ def predict(
         float | None,
         typer.Option(help="Divide all logits by this, instead of fitting it; default 1.", show_default=False),
     ] = None,
-    on_unreadable: Annotated[
-        OnUnreadable | None,
-        typer.Option(help="Images that cannot be decoded: refuse (the default), or skip them.", show_default=False),
-    ] = None,
-    crops: Annotated[
-        TestCrops | None,
-        typer.Option(help="centre, or the mean of ten crops; default: as the checkpoint says.", show_default=False),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    on_unreadable: OnUnreadableOption = None,
+    crops: CropsOption = None,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Write a model's probabilities as a table, which `aecnn evaluate --predictions` reads.
@@ -97,14 +92,9 @@ def predict(
 
 
 def _faults_of_output(output: Path | None) -> list[str]:
-    if output is None or output.suffix.lower() != ".csv":
-        return [f"--output is {str(output or '')!r}: name the table, ending in .csv"]
-    if not output.absolute().parent.is_dir():
-        return [f"--output {output}: there is no folder {output.absolute().parent}: make it first"]
-    if not output.exists():
-        return []
-    if not output.is_file():
-        return [f"--output {output} is a folder, or another thing that is no file: give another name"]
+    faults = faults_of_output(output, suffix=".csv", what="table")
+    if faults or output is None or not output.exists():
+        return faults
     try:
         with output.open("rb") as file:
             start = file.readline(1000)
