@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,20 @@ def phantom_64px(tmp_path_factory) -> Path:
     config = PhantomConfig(num_patients=48, image_size_px=64, seed=5, preset="demo", num_hospitals=3)
     write_phantom(root, config)
     return root
+
+
+@pytest.fixture(scope="session")
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run folder with its report; tests that change it take `changed_run`."""
+    from aecnn.evaluation.report import write_report  # Matplotlib behind it takes a second, in every other test too
+    from run_folders_of_tests import write_run
+
+    folder = write_run(tmp_path_factory.mktemp("runs") / "demo-run")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def changed_run(complete_run: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(complete_run, tmp_path / "run"))

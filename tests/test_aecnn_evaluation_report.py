@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +24,14 @@ from run_folders_of_tests import (
     sections_of,
     write_history,
     write_json,
-    write_run,
 )
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run folder with its report; tests that change it copy it first."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "demo-run")
-    write_report(folder)
-    return folder
-
-
-@pytest.fixture
-def changed(complete: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(complete, tmp_path / "run"))
-
-
-def test_the_page_is_well_formed_and_tells_the_headline(complete: Path) -> None:
-    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+def test_the_page_is_well_formed_and_tells_the_headline(complete_run: Path) -> None:
+    page = Page((complete_run / "report.html").read_text(encoding="utf-8"))
     assert page.faults == []
     assert page.open == []
-    metrics = json.loads((complete / "metrics.json").read_text())
+    metrics = json.loads((complete_run / "metrics.json").read_text())
     for words in (
         f"{metrics['macro_auroc']:.3f} macro AUROC · released model, round 5 test, 600 images, 300 patients",
         "Completed",
@@ -64,8 +48,8 @@ def test_the_page_is_well_formed_and_tells_the_headline(complete: Path) -> None:
         assert words in page.text
 
 
-def test_the_page_needs_nothing_but_itself(complete: Path) -> None:
-    text = (complete / "report.html").read_text(encoding="utf-8")
+def test_the_page_needs_nothing_but_itself(complete_run: Path) -> None:
+    text = (complete_run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "http://" not in text
     assert "https://" not in text
@@ -78,20 +62,20 @@ def test_the_page_needs_nothing_but_itself(complete: Path) -> None:
     assert all(reference.removeprefix("#") in targets for reference in references)
 
 
-def test_ids_are_unique_in_the_page(complete: Path) -> None:
-    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+def test_ids_are_unique_in_the_page(complete_run: Path) -> None:
+    page = Page((complete_run / "report.html").read_text(encoding="utf-8"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_the_same_folder_gives_the_same_bytes_and_leaves_no_other_file(complete: Path) -> None:
-    files, page = sorted(complete.iterdir()), (complete / "report.html").read_bytes()
-    assert write_report(complete).read_bytes() == page
-    assert sorted(complete.iterdir()) == files
+def test_the_same_folder_gives_the_same_bytes_and_leaves_no_other_file(complete_run: Path) -> None:
+    files, page = sorted(complete_run.iterdir()), (complete_run / "report.html").read_bytes()
+    assert write_report(complete_run).read_bytes() == page
+    assert sorted(complete_run.iterdir()) == files
 
 
-def test_an_undefined_finding_is_named_with_its_reason_and_has_no_figure(complete: Path) -> None:
-    text = (complete / "report.html").read_text(encoding="utf-8")
+def test_an_undefined_finding_is_named_with_its_reason_and_has_no_figure(complete_run: Path) -> None:
+    text = (complete_run / "report.html").read_text(encoding="utf-8")
     row = re.search(r"<tr>\s*<td[^>]*>Hernia</td>.*?</tr>", text, re.DOTALL)
     assert row is not None
     cells = [" ".join(Page(cell).text.split()) for cell in re.findall(r"<td.*?</td>", row.group(), re.DOTALL)]
@@ -99,20 +83,22 @@ def test_an_undefined_finding_is_named_with_its_reason_and_has_no_figure(complet
     assert "Not in the mean: Hernia (no positive image)." in Page(text).text
 
 
-def test_nan_and_null_scores_are_dashes_everywhere(changed: Path) -> None:
+def test_nan_and_null_scores_are_dashes_everywhere(changed_run: Path) -> None:
     nothing = {
         finding: {"auroc": float("nan"), "auprc": None, "num_positive": 0, "num_negative": 9} for finding in FINDINGS
     }
     scores = {"macro_auroc": float("nan"), "macro_auprc": None, "findings": nothing, "num_images": 9, "num_patients": 4}
-    write_json(changed / "metrics.json", scores)
-    write_json(changed / "alone.json", {"hospitals": {"hospital-1": scores}, "mean_macro_auroc": None, "num_steps": 1})
+    write_json(changed_run / "metrics.json", scores)
+    write_json(
+        changed_run / "alone.json", {"hospitals": {"hospital-1": scores}, "mean_macro_auroc": None, "num_steps": 1}
+    )
     lines = events(np.random.default_rng(1))
     for line in lines:
         if line["event"] == "validation":
             line["macro_auroc"] = line["bce"] = None
             line["hospitals"] = {name: {"macro_auroc": None} for name in line["hospitals"]}
-    write_history(changed / "history.jsonl", lines)
-    page = page_of(changed)
+    write_history(changed_run / "history.jsonl", lines)
+    page = page_of(changed_run)
     assert page.faults == []
     assert "– macro AUROC" in page.text
     assert not re.search(r"\b(nan|None|null)\b", page.text.replace(": null", "").replace("weights: none", ""))
@@ -133,28 +119,28 @@ def test_nan_and_null_scores_are_dashes_everywhere(changed: Path) -> None:
     ],
 )
 def test_a_section_without_content_is_left_out_and_the_page_says_why(
-    changed: Path, absent: str, sections: set[str], sentence: str
+    changed_run: Path, absent: str, sections: set[str], sentence: str
 ) -> None:
-    before = sections_of(Page((changed / "report.html").read_text(encoding="utf-8")))
-    (changed / absent).unlink()
-    page = page_of(changed)
+    before = sections_of(Page((changed_run / "report.html").read_text(encoding="utf-8")))
+    (changed_run / absent).unlink()
+    page = page_of(changed_run)
     assert before - sections_of(page) == sections
     assert sentence in page.text
     assert page.faults == []
 
 
-def test_without_yardstick_there_is_no_comparison(changed: Path) -> None:
-    (changed / "alone.json").unlink()
-    assert "Together or alone" not in page_of(changed).text
+def test_without_yardstick_there_is_no_comparison(changed_run: Path) -> None:
+    (changed_run / "alone.json").unlink()
+    assert "Together or alone" not in page_of(changed_run).text
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out_and_said(changed: Path) -> None:
-    text = (changed / "history.jsonl").read_text()
-    (changed / "history.jsonl").write_text(text[: text.rindex('"finished_at"')])
-    page = page_of(changed)
+def test_a_line_cut_short_by_a_crash_is_left_out_and_said(changed_run: Path) -> None:
+    text = (changed_run / "history.jsonl").read_text()
+    (changed_run / "history.jsonl").write_text(text[: text.rindex('"finished_at"')])
+    page = page_of(changed_run)
     assert "history.jsonl ends in the middle of line 16" in page.text
     assert "Not finished" in page.text
-    assert len(load_run(changed).history.rounds) == NUM_ROUNDS
+    assert len(load_run(changed_run).history.rounds) == NUM_ROUNDS
 
 
 @pytest.mark.parametrize(
@@ -171,8 +157,8 @@ def test_a_line_cut_short_by_a_crash_is_left_out_and_said(changed: Path) -> None
     ],
 )
 @pytest.mark.parametrize("content", [b"", b"[1, 2", b'{"findings": 3}\n', b"\xff\xfe\x00\n: : ["])
-def test_a_damaged_file_never_stops_the_report(complete: Path, tmp_path: Path, name: str, content: bytes) -> None:
-    for path in complete.iterdir():
+def test_a_damaged_file_never_stops_the_report(complete_run: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for path in complete_run.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(content)
@@ -180,18 +166,18 @@ def test_a_damaged_file_never_stops_the_report(complete: Path, tmp_path: Path, n
     assert run.notes or content in (b"", b'{"findings": 3}\n')
 
 
-def test_text_from_files_is_never_markup(changed: Path) -> None:
+def test_text_from_files_is_never_markup(changed_run: Path) -> None:
     evil = "<script>alert(1)</script> $x_1$ & \"quoted\" 'name'"
     lines = events(np.random.default_rng(1), hospitals=(evil, "hospital-2", "hospital-3"))
     lines[0]["run"] = lines[-1]["reason"] = evil
     lines[-1]["status"] = "failed"
-    write_history(changed / "history.jsonl", lines)
-    alone = json.loads((changed / "alone.json").read_text())
+    write_history(changed_run / "history.jsonl", lines)
+    alone = json.loads((changed_run / "alone.json").read_text())
     alone["hospitals"][evil] = alone["hospitals"].pop("hospital-1")
-    write_json(changed / "alone.json", alone)
-    write_json(changed / "examples.json", [{"image": evil, "findings": [evil], "probabilities": {evil: 0.5}}] * 4)
-    (changed / "config.yaml").write_text(f"name: {json.dumps(evil)}\nmodel: {{backbone: '</pre><script>'}}\n")
-    text = write_report(changed).read_text(encoding="utf-8")
+    write_json(changed_run / "alone.json", alone)
+    write_json(changed_run / "examples.json", [{"image": evil, "findings": [evil], "probabilities": {evil: 0.5}}] * 4)
+    (changed_run / "config.yaml").write_text(f"name: {json.dumps(evil)}\nmodel: {{backbone: '</pre><script>'}}\n")
+    text = write_report(changed_run).read_text(encoding="utf-8")
     assert not [tag for tag, _ in Page(text).tags if tag == "script"]
     assert Page(text).faults == []
     assert Page(text).text.count(evil) >= 5
@@ -359,27 +345,27 @@ def test_a_resumed_run_says_where_its_time_has_a_gap(tmp_path: Path) -> None:
     assert resumptions([0, 2, 5]) == "interrupted, resumed after rounds 0, 2 and 5"
 
 
-def test_a_test_split_of_many_images_brings_no_warning_and_one_of_few_does(changed: Path) -> None:
-    lines = [json.loads(line) for line in (changed / "history.jsonl").read_text().splitlines()]
-    write_history(changed / "history.jsonl", [line for line in lines if line["event"] != "validation"])
-    assert "a small number" not in page_of(changed).text
-    metrics = json.loads((changed / "metrics.json").read_text())
-    write_json(changed / "metrics.json", metrics | {"num_images": 99, "num_patients": 1})
-    text = page_of(changed).text
+def test_a_test_split_of_many_images_brings_no_warning_and_one_of_few_does(changed_run: Path) -> None:
+    lines = [json.loads(line) for line in (changed_run / "history.jsonl").read_text().splitlines()]
+    write_history(changed_run / "history.jsonl", [line for line in lines if line["event"] != "validation"])
+    assert "a small number" not in page_of(changed_run).text
+    metrics = json.loads((changed_run / "metrics.json").read_text())
+    write_json(changed_run / "metrics.json", metrics | {"num_images": 99, "num_patients": 1})
+    text = page_of(changed_run).text
     interval = "95 % interval 0.781–0.842, patient bootstrap"
     assert f"test, 99 images, 1 patient {interval} Fewer than 100 images: a small number." in text
 
 
-def test_a_run_without_incidents_has_no_such_section(changed: Path) -> None:
-    lines = [json.loads(line) for line in (changed / "history.jsonl").read_text().splitlines()]
-    write_history(changed / "history.jsonl", [line | {"refused": {}, "missing": []} for line in lines])
-    assert "incidents" not in sections_of(page_of(changed))
+def test_a_run_without_incidents_has_no_such_section(changed_run: Path) -> None:
+    lines = [json.loads(line) for line in (changed_run / "history.jsonl").read_text().splitlines()]
+    write_history(changed_run / "history.jsonl", [line | {"refused": {}, "missing": []} for line in lines])
+    assert "incidents" not in sections_of(page_of(changed_run))
 
 
-def test_the_report_that_is_handed_on_shows_no_radiograph_and_names_none(changed: Path) -> None:
-    names = [example["image"] for example in json.loads((changed / "examples.json").read_text())]
-    own = write_report(changed).read_text(encoding="utf-8")
-    handed_on = report_without_images(changed).decode("utf-8")
+def test_the_report_that_is_handed_on_shows_no_radiograph_and_names_none(changed_run: Path) -> None:
+    names = [example["image"] for example in json.loads((changed_run / "examples.json").read_text())]
+    own = write_report(changed_run).read_text(encoding="utf-8")
+    handed_on = report_without_images(changed_run).decode("utf-8")
     assert any(name in own for name in names)
     assert not any(name in handed_on for name in names)
     assert 'id="examples"' in own

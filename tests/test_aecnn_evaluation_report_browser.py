@@ -11,21 +11,7 @@ import pytest
 from PIL import Image
 
 from aecnn.evaluation.report import write_report
-from run_folders_of_tests import events, write_history, write_run
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run folder with its report; tests that change it copy it first."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "demo-run")
-    write_report(folder)
-    return folder
-
-
-@pytest.fixture
-def changed(complete: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(complete, tmp_path / "run"))
+from run_folders_of_tests import events, write_history
 
 
 def browse(page: Path, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,15 +29,15 @@ def browse(page: Path, profile: Path, *arguments: str) -> subprocess.CompletedPr
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("width_px", [1000, 1280])
-def test_nothing_overflows_the_window(changed: Path, tmp_path: Path, width_px: int) -> None:
+def test_nothing_overflows_the_window(changed_run: Path, tmp_path: Path, width_px: int) -> None:
     names = ("A_hospital_whose_name_is_as_long_as_a_name_may_be_" + "x" * 14, *[f"hospital-{k}" for k in range(2, 13)])
     lines = events(np.random.default_rng(1), hospitals=names)
     for line in lines:
         if line["event"] == "round":  # every column there is, as wide as it gets
             line |= {"seconds": 45_000.0, "bytes": dict.fromkeys(names, 128000000)}
     tested = {"event": "test", "round": 2, "macro_auroc": 0.7, "num_images": 600}
-    write_history(changed / "history.jsonl", [*lines[:-1], tested, {"event": "resume", "round": 4}, lines[-1]])
-    text = write_report(changed).read_text(encoding="utf-8")
+    write_history(changed_run / "history.jsonl", [*lines[:-1], tested, {"event": "resume", "round": 4}, lines[-1]])
+    text = write_report(changed_run).read_text(encoding="utf-8")
     probe = """<script>
         const page = document.documentElement, right = e => e.getBoundingClientRect().right;
         const out = [...document.querySelectorAll(".page *:not(svg *):not(.track *):not(.axis *)")].filter(
@@ -59,8 +45,8 @@ def test_nothing_overflows_the_window(changed: Path, tmp_path: Path, width_px: i
         page.dataset.probe = [page.clientWidth, page.scrollWidth, out.map(e => e.outerHTML.slice(0, 60))].join(" ");
     </script></body>"""
     unlocked = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", probe)
-    (changed / "probe.html").write_text(unlocked, encoding="utf-8")
-    dom = browse(changed / "probe.html", tmp_path / "profile", f"--window-size={width_px},900", "--dump-dom").stdout
+    (changed_run / "probe.html").write_text(unlocked, encoding="utf-8")
+    dom = browse(changed_run / "probe.html", tmp_path / "profile", f"--window-size={width_px},900", "--dump-dom").stdout
     found = re.search(r'data-probe="([^"]*)"', dom)
     assert found is not None
     assert found.group(1) == f"{width_px} {width_px} "  # and no element wider than its parent
@@ -68,9 +54,9 @@ def test_nothing_overflows_the_window(changed: Path, tmp_path: Path, width_px: i
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_phone_scrolls_the_page_down_and_nothing_but_its_tables_sideways(complete: Path, tmp_path: Path) -> None:
+def test_a_phone_scrolls_the_page_down_and_nothing_but_its_tables_sideways(complete_run: Path, tmp_path: Path) -> None:
     width_px = 390  # a window is never so narrow without a screen; a frame is
-    text = (complete / "report.html").read_text(encoding="utf-8")
+    text = (complete_run / "report.html").read_text(encoding="utf-8")
     unlocked = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     frame = f'<iframe style="width:{width_px}px;border:0" srcdoc="{html.escape(unlocked)}"></iframe>'
     probe = """<script>document.querySelector("iframe").onload = event => {
@@ -85,8 +71,8 @@ def test_a_phone_scrolls_the_page_down_and_nothing_but_its_tables_sideways(compl
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_browser_shows_the_page_and_has_nothing_to_complain_about(complete: Path, tmp_path: Path) -> None:
-    picture, report = tmp_path / "page.png", complete / "report.html"
+def test_the_browser_shows_the_page_and_has_nothing_to_complain_about(complete_run: Path, tmp_path: Path) -> None:
+    picture, report = tmp_path / "page.png", complete_run / "report.html"
     ran = browse(report, tmp_path / "profile", "--window-size=1440,4400", f"--screenshot={picture}")
     assert "CONSOLE" not in ran.stderr
     with Image.open(picture) as screenshot:
@@ -103,8 +89,8 @@ def test_the_browser_shows_the_page_and_has_nothing_to_complain_about(complete: 
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_page_that_loads_from_a_network_would_be_caught(complete: Path, tmp_path: Path) -> None:
-    text = (complete / "report.html").read_text(encoding="utf-8")
+def test_a_page_that_loads_from_a_network_would_be_caught(complete_run: Path, tmp_path: Path) -> None:
+    text = (complete_run / "report.html").read_text(encoding="utf-8")
     (tmp_path / "bad.html").write_text(text.replace("<main>", '<main><img src="https://example.org/x.png">'))
     ran = browse(tmp_path / "bad.html", tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
     assert "CONSOLE" in ran.stderr
@@ -112,9 +98,9 @@ def test_a_page_that_loads_from_a_network_would_be_caught(complete: Path, tmp_pa
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_prints_on_a4(complete: Path, tmp_path: Path) -> None:
+def test_the_page_prints_on_a4(complete_run: Path, tmp_path: Path) -> None:
     document = tmp_path / "page.pdf"
-    browse(complete / "report.html", tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={document}")
+    browse(complete_run / "report.html", tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={document}")
     boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", document.read_bytes())
     assert 4 <= len(boxes) <= 10
     assert all((round(float(width)), round(float(height))) == (595, 842) for width, height in boxes)  # A4 in points

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +16,17 @@ from aecnn.evaluation.report.panels import calibration_panels, curves_of
 from aecnn.evaluation.report.scores import CalibrationBin, FindingScores
 from aecnn.evaluation.report.squares import visible_points
 from aecnn.findings import FINDINGS
-from run_folders_of_tests import Page, judged_event, page_of, sections_of, write_history, write_json, write_run
+from run_folders_of_tests import Page, judged_event, page_of, sections_of, write_history, write_json
 
 TEST_FILES = ("metrics.json", "alone.json", "predictions.csv", "targets.csv", "examples.npz", "examples.json")
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run folder with its report; tests that change it copy it first."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "demo-run")
-    write_report(folder)
-    return folder
-
-
 @pytest.fixture
-def changed(complete: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(complete, tmp_path / "run"))
-
-
-@pytest.fixture
-def untested(changed: Path) -> Path:
+def untested(changed_run: Path) -> Path:
     """The run of a centre without a test set."""
     for name in TEST_FILES:
-        (changed / name).unlink()
-    return changed
+        (changed_run / name).unlink()
+    return changed_run
 
 
 def judge_anew(folder: Path, **changes: object) -> None:
@@ -59,11 +44,11 @@ def rows_of(folder: Path, section: str) -> list[list[str]]:
     return [[Page(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL)] for row in rows]
 
 
-def test_test_and_validation_stand_side_by_side_each_with_its_interval(complete: Path) -> None:
-    page = Page((complete / "report.html").read_text(encoding="utf-8"))
-    mass = json.loads((complete / "metrics.json").read_text())["findings"]["Mass"]
+def test_test_and_validation_stand_side_by_side_each_with_its_interval(complete_run: Path) -> None:
+    page = Page((complete_run / "report.html").read_text(encoding="utf-8"))
+    mass = json.loads((complete_run / "metrics.json").read_text())["findings"]["Mass"]
     low, high = mass["auroc_ci"]
-    row = next(row for row in rows_of(complete, "findings") if row[0] == "Mass")
+    row = next(row for row in rows_of(complete_run, "findings") if row[0] == "Mass")
     figures = [f"{mass['auroc']:.3f}", f"{low:.3f}–{high:.3f}", "0.760"]  # Mass is the fifth finding
     assert row[2:5] == figures
     assert row[7] == "0.417"  # sensitivity
@@ -73,11 +58,11 @@ def test_test_and_validation_stand_side_by_side_each_with_its_interval(complete:
     assert "can have moved the mean of validation by up to 0.002" in page.text
 
 
-def test_a_whisker_lies_where_its_interval_does_and_ends_with_the_scale(changed: Path) -> None:
-    metrics = json.loads((changed / "metrics.json").read_text())
+def test_a_whisker_lies_where_its_interval_does_and_ends_with_the_scale(changed_run: Path) -> None:
+    metrics = json.loads((changed_run / "metrics.json").read_text())
     metrics["findings"]["Mass"] |= {"auroc": 0.7, "auroc_ci": [0.1, 0.85]}
-    write_json(changed / "metrics.json", metrics)
-    text = write_report(changed).read_text(encoding="utf-8")
+    write_json(changed_run / "metrics.json", metrics)
+    text = write_report(changed_run).read_text(encoding="utf-8")
     # the scale goes from 0.4 to 1: 0.85 is at three quarters, 0.7 in the middle, 0.1 before its start
     assert 'class="whisker first" style="left:0.00%;right:calc(100% - 75.00%)"' in text
     assert 'class="dot first" style="left:50.00%"' in text
@@ -118,15 +103,15 @@ def test_intervals_by_image_are_said_to_be_too_short(untested: Path) -> None:
     assert "95 % interval 0" not in page.text
 
 
-def test_hospitals_stand_beside_findings_and_what_they_kept_is_said(complete: Path) -> None:
-    head, first, *_, pooled = rows_of(complete, "by-hospital")
+def test_hospitals_stand_beside_findings_and_what_they_kept_is_said(complete_run: Path) -> None:
+    head, first, *_, pooled = rows_of(complete_run, "by-hospital")
     assert head == ["Hospital", "Mean", "of findings", *[name.replace("_", " ") for name in FINDINGS]]
     cells = dict(zip(head, first, strict=True))
     assert (cells["Hospital"], cells["Mean"], cells["of findings"]) == ("hospital-1", "0.64", "12")
     assert cells["Atelectasis"] == "0.45"
     assert (cells["Edema"], cells["Hernia"]) == ("–", "–")
     assert pooled[:4] == ["All together", "0.78", "13", "0.72"]
-    kept = rows_of(complete, "withheld")[1]
+    kept = rows_of(complete_run, "withheld")[1]
     assert kept == ["hospital-1", "Edema: fewer patients with it, or without it, than the hospital's floor"]
 
 
@@ -149,36 +134,36 @@ def test_a_cell_says_what_it_stands_on_and_one_of_few_images_is_grey(untested: P
     assert "Grey: fewer than 10 images with the finding, or without it." in page.text
 
 
-def test_without_a_cell_of_few_images_nothing_is_said_of_grey(complete: Path) -> None:
-    assert "Grey:" not in Page((complete / "report.html").read_text(encoding="utf-8")).text
+def test_without_a_cell_of_few_images_nothing_is_said_of_grey(complete_run: Path) -> None:
+    assert "Grey:" not in Page((complete_run / "report.html").read_text(encoding="utf-8")).text
 
 
-def test_beside_a_test_set_the_reasons_of_validation_are_its_own(changed: Path) -> None:
+def test_beside_a_test_set_the_reasons_of_validation_are_its_own(changed_run: Path) -> None:
     findings = judged_event(5)["findings"]
     findings["Edema"] = {"auroc": None, "num_positive": 0, "num_negative": 20}
-    judge_anew(changed, findings=findings)
+    judge_anew(changed_run, findings=findings)
     kept = "Edema (no positive image told), Hernia (withheld by every hospital, or labelled at none)"
-    text = page_of(changed).text
+    text = page_of(changed_run).text
     assert "Not in the mean: Hernia (no positive image)." in text
     assert f"Not in the mean of validation: {kept}." in text
 
 
-def test_a_finding_that_many_resamples_lack_is_named(changed: Path) -> None:
-    metrics = json.loads((changed / "metrics.json").read_text())
+def test_a_finding_that_many_resamples_lack_is_named(changed_run: Path) -> None:
+    metrics = json.loads((changed_run / "metrics.json").read_text())
     metrics["interval"]["undefined_resamples"] = {"Fibrosis": 123, "Pleural_Thickening": 11, "Mass": 10}
-    write_json(changed / "metrics.json", metrics)
-    text = page_of(changed).text
+    write_json(changed_run / "metrics.json", metrics)
+    text = page_of(changed_run).text
     assert "resamples often lack one side: Fibrosis (12.3 % of them), Pleural Thickening (1.1 % of them). Read" in text
 
 
-def test_groups_have_their_figures_and_a_small_one_its_name_alone(complete: Path) -> None:
-    rows = rows_of(complete, "subgroups")
+def test_groups_have_their_figures_and_a_small_one_its_name_alone(complete_run: Path) -> None:
+    rows = rows_of(complete_run, "subgroups")
     assert ["F", "97", "211", "", "0.812", "0.700–0.850", "0.044"] in rows
     assert ["0-19", "too few patients: withheld"] in rows
     assert [row for row in rows if len(row) == 1] == [["Sex"], ["Age"], ["View position"]]
     effusion = next(row for row in rows if row[0] == "Effusion")
     assert effusion[2] == "0.617"  # from the view position alone
-    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+    page = Page((complete_run / "report.html").read_text(encoding="utf-8"))
     assert "0.534 macro AUROC of a guess from PA or AP alone, without the radiograph (0.510–0.550)" in page.text
 
 
@@ -230,19 +215,19 @@ def test_no_heat_leaves_a_radiograph_as_it_is_and_the_hottest_place_is_coloured(
     assert is_grey.sum() == 15
 
 
-def test_where_the_model_looked_is_named_and_is_not_handed_on(complete: Path) -> None:
-    examples = json.loads((complete / "examples.json").read_text())
-    page = Page((complete / "report.html").read_text(encoding="utf-8"))
+def test_where_the_model_looked_is_named_and_is_not_handed_on(complete_run: Path) -> None:
+    examples = json.loads((complete_run / "examples.json").read_text())
+    page = Page((complete_run / "report.html").read_text(encoding="utf-8"))
     for example in examples:
         assert f"Grad-CAM, {example['explained'].replace('_', ' ')}" in page.text
-    assert "Grad-CAM" not in report_without_images(complete).decode("utf-8")
+    assert "Grad-CAM" not in report_without_images(complete_run).decode("utf-8")
 
 
-def test_examples_without_heatmaps_are_shown_as_they_are(changed: Path) -> None:
-    with np.load(changed / "examples.npz", allow_pickle=False) as archive:
+def test_examples_without_heatmaps_are_shown_as_they_are(changed_run: Path) -> None:
+    with np.load(changed_run / "examples.npz", allow_pickle=False) as archive:
         stacks = {name: archive[name] for name in archive if name != "heatmap"}
-    np.savez(changed / "examples.npz", allow_pickle=False, **stacks)
-    page = page_of(changed)
+    np.savez(changed_run / "examples.npz", allow_pickle=False, **stacks)
+    page = page_of(changed_run)
     assert "Grad-CAM" not in page.text
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 12
 
