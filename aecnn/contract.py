@@ -1,7 +1,7 @@
 """What the centre and a hospital may say to each other, as plain data; Flower's types are made from it at either end.
 
-Only what has a ``+`` leaves a hospital: counts, sums over images, histograms and weights. Keys are kebab-case on the
-wire. A message holds at most these records:
+Only the records marked ``from`` leave a hospital: counts, sums over images, histograms and weights. Keys are
+kebab-case on the wire. A message holds at most these records:
 
 ========== ============================== ===========================================================
 direction  record                         content
@@ -23,8 +23,9 @@ from       ``weights``                    the locally trained model's named arra
 
 Five message types ask for an answer: ``query`` (join: origin, counts), ``train`` (origin, report, weights, validation,
 histograms), ``evaluate`` (origin, validation, histograms), ``query.placements`` (once a run, about the released model:
-origin, placements) and ``query.deliver`` (origin). Packed weights are one array ``packed`` of uint8 that holds a
-safetensors file: Flower moves each array by itself, in calls that cost more than their bytes.
+origin, placements) and ``query.deliver`` (origin); each answer holds ``audit``, too. Packed weights are one array
+``packed`` of uint8 that holds a safetensors file: Flower moves each array by itself, in calls that cost more than
+their bytes.
 """
 
 import hashlib

@@ -165,7 +165,9 @@ def floored_row(hospitals: Sequence[Scored], *, is_floored: bool, min_patients: 
     seconds = (time.perf_counter() - start) / len(hospitals)
     scores = pooled(histograms)
     sums = added(
-        placement_sums(bins_of(one.logits), targets, one.names, own=own, pooled_images=scores.placed)
+        placement_sums(bins_of(one.logits), targets, one.names, own=own, pooled_images=scores.placed).told(
+            min_patients=min_patients
+        )
         for one, targets, own in zip(hospitals, told_targets, histograms, strict=True)
     )
     logits, targets = np.concatenate([one.logits for one in hospitals]), np.concatenate(told_targets)

@@ -162,8 +162,10 @@ def _about_rehearsal(would_leave: dict[str, Any]) -> str:
     batch = counted(plan["training"]["batch_size"], "image")
     round_ = f"{plan['model']['backbone']} at {plan['images']['size_px']} px, a few of the patients, "
     round_ += f"{counted(plan['training']['local_steps'], 'step')} of {batch}"
+    kind = "with" if plan["training"]["privacy"] else "without"
     return (
-        "These keys would leave in a run, and no others: by query and query.placements once, by train each round. The "
+        f"These keys would leave in a run {kind} differential privacy, and no others: by query and query.placements "
+        "once, by train each round; a round that is only judged leaves train's but for report and weights. The "
         f"figures are not a real round's: they come from a tiny rehearsal on this machine ({round_}) and stay here."
     )
 

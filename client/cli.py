@@ -55,8 +55,8 @@ def init(
     """Make this hospital's folder: site.yaml with every key explained, a key pair, and the request to be enrolled.
 
     The private key, hospital.key, is made here and never sent. The request holds its public half, this hospital's
-    name, how many images and patients of the training part there are, and the installed code's fingerprint; no image
-    is opened. What is not given is asked for at a terminal.
+    name, how many images and patients it has outside the test list (to train and to validate), and the installed code's
+    fingerprint; no image is opened. What is not given is asked for at a terminal.
 
     A table with columns of its own needs a mapping: the folder is then made without a request. Mend `data:` in
     site.yaml and run `aecnn-client request`.
@@ -80,7 +80,8 @@ def init(
 def request(folder: FolderOption = Path(), json_: JsonOption = False) -> None:
     """Write enrolment-request.json anew, after the number of images or patients changed.
 
-    The centre refuses an update that claims more images than were declared. Send the request as the first time.
+    The centre lets no hospital join that holds more images or patients than it declared. Send the request as the first
+    time.
     """
     from client.dialogue import show_request
     from client.paths import site_paths
@@ -129,8 +130,9 @@ def check(
     """See whether this hospital can take part, and what would leave if it did. No radiograph, weight or figure leaves.
 
     Files, data (as `aecnn check`), patients, disk, code, the way to the centre (proxy, TLS, enrolment, clock), device
-    (ten training steps, timed on your own images). Then the installed app answers a centre's first two messages in
-    rehearsal, on some of the patients: all that its answers hold is shown, and kept in state/would-leave.json.
+    (ten training steps, timed on your own images). Then the installed app joins, trains a round and gives the sums by
+    patient, where histograms leave, in rehearsal and on some of the patients: all that its answers hold is shown, and
+    kept in state/would-leave.json.
 
     It connects with this hospital's key for a moment. If a run is under way and the client is not running, the centre
     may hand it a message in that moment; the centre asks again.

@@ -279,7 +279,7 @@ def _placements(answer: RecordDict, limits: _Limits) -> PlacementReport:
     hidden = (both > 0) & (both < limits.policy.min_patients)
     wanted = np.where(hidden, np.minimum(held.sum(axis=1), report.num_patients), either)
     if report.patients != wanted.tolist() or np.array(report.products)[hidden].any():
-        raise _withheld("the sums by patient tell of fewer patients than the floor who have images of either class")
+        raise _withheld("the sums by patient tell of fewer patients than the floor who have images of both classes")
     _refuse_more(report.num_patients, len(set(patients)), "validation patients")
     for sums, true_class in ((report.negative_squares, 0), (report.positive_squares, 1)):
         images = (targets == true_class).sum(axis=0)

@@ -26,7 +26,7 @@ from aecnn.evaluation.histogram import ScoreHistogram
 from aecnn.evaluation.pooled import PooledScores
 from aecnn.model.joint import build_model
 from aecnn.model.weights import Weights, weights_of
-from aecnn.privacy_config import PrivacyConfig
+from aecnn.privacy_config import EvaluationPrivacyConfig, PrivacyConfig
 from aecnn.training.device import resolve_device
 from aecnn.training.loop import train_locally
 from aecnn.training.privacy.promise import promise_of
@@ -62,21 +62,32 @@ class Speed:
 def rehearsal_plan(config: SiteConfig, *, steps: int) -> Plan:
     """Gives the model to rehearse with: the federation's usual one at a small size, or the first the site accepts.
 
-    Where the site requires differential privacy, so does the plan.
+    Where the site requires differential privacy, so does the plan, and with noised histograms if it lets these leave.
     """
     accepted = config.policy.accept.backbones if config.policy else None
     is_gpu = resolve_device(config.device).type == "cuda"
     is_private = config.policy is not None and config.policy.accept.requires_privacy
     noise = max(1.0, (config.policy.privacy.min_noise_multiplier if config.policy else None) or 0.0)
-    privacy = PrivacyConfig(noise_multiplier=noise, sample_rate=_SAMPLE_RATE, total_steps=steps) if is_private else None
+    privacy = PrivacyConfig(
+        noise_multiplier=noise, sample_rate=_SAMPLE_RATE, total_steps=steps, evaluation=_evaluation(config)
+    )
     model = ModelConfig(normalisation="group" if is_private else "batch")
     return Plan(
         images=ImagesConfig(size_px=GPU_SIZE_PX if is_gpu else CPU_SIZE_PX),
         model=model.model_copy(update={"backbone": accepted[0]}) if accepted else model,
         training=TrainingConfig(
-            batch_size=BATCH_SIZE, local_steps=steps, num_threads=os.cpu_count() or 1, privacy=privacy
+            batch_size=BATCH_SIZE,
+            local_steps=steps,
+            num_threads=os.cpu_count() or 1,
+            privacy=privacy if is_private else None,
         ),
     )
+
+
+def _evaluation(config: SiteConfig) -> EvaluationPrivacyConfig | None:
+    """One evaluation with noise, where the site file allows any."""
+    epsilon = config.policy.privacy.max_evaluation_epsilon if config.policy else None
+    return EvaluationPrivacyConfig(epsilon=epsilon, every_rounds=1, total_evaluations=1) if epsilon else None
 
 
 @contextmanager

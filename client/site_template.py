@@ -85,7 +85,7 @@ policy:
       # fine: counts of narrow bins, many of one image. floored: counts of ranges with images of min_patients patients
       # each, from which the centre knows AUROC less exactly; a finding then needs twice as many in both its classes.
     positives: true
-      # Training images by finding, once, when the hospital joins.
+      # Training images by finding, once, when the hospital joins: exact, and of few patients too.
   accept:
     # What the centre may ask for; anything else is refused.
     max_rounds: 100

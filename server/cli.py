@@ -120,7 +120,7 @@ def enroll(
     """Let a hospital take part: show its request, register its key.
 
     Compare the key's fingerprint with the hospital by another way than the one the request came, such as the
-    telephone. What it declares binds: no update may claim more images than these. Works while the federation runs.
+    telephone. What it declares binds: with more images or patients it cannot join. Works while the federation runs.
     """
     from server.roster import changing_roster, read_roster
 

@@ -35,7 +35,8 @@ NO_INTERVAL = {  # of a mean, where the findings have some
 }
 LIMITS = (
     "For research. Not for clinical use: it is no medical device, and no one has examined it as one.",
-    "Trained and scored on frontal chest radiographs of the hospitals named here; elsewhere it may do worse.",
+    "Trained on chest radiographs of the hospitals named here, scored on these or on the centre's; elsewhere it may do "
+    "worse.",
     "Findings may have been labelled from reports by software, and such labels are wrong at times.",
     "AUROC says how well images are ordered; the probabilities are not calibrated.",
 )

@@ -371,3 +371,5 @@ def test_the_report_that_is_handed_on_shows_no_radiograph_and_names_none(changed
     assert 'id="examples"' in own
     assert 'id="examples"' not in handed_on
     assert "data:image/png" not in handed_on
+    assert "predictions.csv" in own
+    assert "predictions.csv" not in handed_on  # lies at the centre

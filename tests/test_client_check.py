@@ -287,15 +287,18 @@ ABSENT = {  # of the contract: what this site file keeps in, and what only a run
 def test_a_site_that_requires_privacy_rehearses_with_it(phantom_64px, tmp_path, threads_kept):
     paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", min_patients="2", requires_privacy="true")
     text = paths.site.read_text()
-    paths.site.write_text(text.replace("patients: null", "patients: 30"))
+    text = text.replace("patients: null", "patients: 30")
+    paths.site.write_text(text.replace("max_evaluation_epsilon: null", "max_evaluation_epsilon: 2"))
     found = run_checks(paths.folder, labels_only=True)
     checks = _by_name(found.outcomes)
     assert checks["would-leave"].status == "pass"
     assert checks["budget"].status == "pass"
     assert "ε 0.00 of 8 spent" in checks["budget"].summary  # the rehearsal spends nothing
-    assert "max_evaluation_epsilon is null: no figure" in checks["noised-figures"].summary
+    assert "at ε 2 for all of a run" in checks["noised-figures"].summary
     report = found.would_leave["messages"][1]["records"]["report"]["scalars"]
     assert set(report) == {"num-images", "num-steps", "noise-multiplier", "sample-rate", "delta", "epsilon"}
+    arrays = found.would_leave["messages"][1]["records"]["histograms"]["arrays"]
+    assert [array["name"] for array in arrays] == ["noised-counts"]
 
 
 def test_what_noise_would_do_to_its_figures_is_told_before_a_site_agrees_to_it(phantom_64px, tmp_path):

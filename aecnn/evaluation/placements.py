@@ -64,7 +64,7 @@ class PlacementSums:
         """Gives what may leave of them: two digits, and nothing of a few patients.
 
         Of exact sums a listener who has the histogram could take off the squares image by image, and try which images'
-        products give the rest. Where some, but fewer than `min_patients`, have images of either class, they are told as
+        products give the rest. Where some, but fewer than `min_patients`, have images of both classes, they are told as
         patients of their own for each class: their products are left out.
         """
         both = self.patients[:, 0] + self.patients[:, 1] - self.patients[:, 2]

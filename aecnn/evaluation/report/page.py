@@ -138,12 +138,12 @@ def write_report(run_folder: Path) -> Path:
 
 
 def report_without_images(run_folder: Path) -> bytes:
-    """Gives the report for those who may not see the test set's radiographs: without examples and their file names.
+    """Gives the report for those who may not see the test set's radiographs: without examples and the centre's files.
 
     Raises:
         FaultyInputError: The folder is absent or holds no file of a run.
     """
-    return render(replace(load_run(run_folder), examples=())).encode("utf-8", errors="replace")
+    return render(replace(load_run(run_folder), examples=(), files=())).encode("utf-8", errors="replace")
 
 
 def render(run: Run) -> str:
@@ -289,7 +289,7 @@ def _absences(run: Run, drawn: Mapping[str, object]) -> list[str]:
     if lacking:
         sentences.append(
             f"No {', no '.join(lacking)}: these come from a test set of the centre's own, after the last round. "
-            "No image and no score of a patient leaves a hospital."
+            "No radiograph leaves a hospital."
         )
     if run.alone and not drawn["alone"]:
         sentences.append("No comparison with the hospitals alone: one side of it has no macro AUROC.")

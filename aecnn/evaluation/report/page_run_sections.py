@@ -75,7 +75,7 @@ RUN_SECTIONS = """\
 {% if judged %}
 <section id="withheld">
   {% call rail("Withheld") %}
-  <p>What hospitals kept to themselves in judging the released model, and why. No radiograph, no name and no patient's score leaves a hospital in any mode.</p>
+  <p>What hospitals kept to themselves in judging the released model, and why. No radiograph and no name leaves a hospital in any mode, and nothing tells whose a score is.</p>
   {% endcall %}
   <div class="content">
   <p>{{ modes.get(judged.mode, "Hospitals told histograms of their scores.") }}</p>
@@ -169,14 +169,16 @@ RUN_SECTIONS = """\
 {% endif %}
 
 <section id="files">
-  {% call rail("Files") %}
-  <p>Beside this page, in the folder {{ run.folder }}.</p>
+  {% call rail("Files" if run.files else "Left out") %}
+  {% if run.files %}<p>Beside this page, in the folder {{ run.folder }}.</p>{% endif %}
   {% endcall %}
   <div class="content">
+  {% if run.files %}
   <table>
     <thead><tr><th>File</th><th>What it holds</th><th class="number">Size</th></tr></thead>
     <tbody>{% for file, num_bytes in run.files %}<tr><td class="name"><code>{{ file }}</code></td><td class="muted">{{ file_meanings.get(file, "") }}</td><td class="number">{{ num_bytes|size }}</td></tr>{% endfor %}</tbody>
   </table>
+  {% endif %}
   {% for sentence in absences %}<p class="after">{{ sentence }}</p>{% endfor %}
   </div>
 </section>

@@ -101,7 +101,7 @@ PAGE_TEMPLATE = """\
 {% if history.incidents %}<a href="#incidents">Incidents</a>{% endif %}
 {% if triptychs %}<a href="#examples">Examples</a>{% endif %}
 {% if run.config_text %}<a href="#configuration">Configuration</a>{% endif %}
-<a href="#files">Files</a></nav></div>
+<a href="#files">{{ "Files" if run.files else "Left out" }}</a></nav></div>
 
 {% if run.notes %}
 <div class="notes" role="note"><ul>{% for note in run.notes %}<li>{{ note }}</li>{% endfor %}</ul></div>
@@ -111,7 +111,7 @@ PAGE_TEMPLATE = """\
 {% include "model.html" %}
 {% include "run.html" %}
 </main>
-<footer>Made from the files of this folder alone; nothing is loaded from a network. For research, not for clinical use.</footer>
+<footer>Made from the run's files alone; nothing is loaded from a network. For research, not for clinical use.</footer>
 </div>
 </body>
 </html>
