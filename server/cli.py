@@ -139,9 +139,8 @@ def enroll(
             _confirm(f"Enrol {name} with this key?")
         with changing_roster(paths.roster) as change:
             change.save(change.roster.with_request(request, replaces=replace))
-            roster = change.roster
         say_plain(console, f"{name} is enrolled")
-    _tell_link(paths, roster, f"{name} may connect")
+    _tell_link(paths, f"{name} may connect")
 
 
 @app.command()
@@ -159,9 +158,8 @@ def revoke(
     _config(folder)
     with changing_roster(paths.roster) as change:
         change.save(change.roster.without(name))
-        roster = change.roster
     say_plain(Console(stderr=True), f"{name} is revoked")
-    _tell_link(paths, roster, f"{name} is cut off")
+    _tell_link(paths, f"{name} is cut off")
 
 
 @app.command()
@@ -439,7 +437,7 @@ def _show_request(request: EnrolmentRequest, accepted: tuple[str, ...], console:
     say(console, f"  code              {theirs[:12]}…, {code}")
 
 
-def _tell_link(paths: CentrePaths, roster: Any, done: str) -> None:
+def _tell_link(paths: CentrePaths, done: str) -> None:
     """Brings the roster to the SuperLink where it runs."""
     from server.centre import link_of, running_process
 
@@ -448,11 +446,11 @@ def _tell_link(paths: CentrePaths, roster: Any, done: str) -> None:
         say_plain(console, "the federation does not run; it counts from the next start")
         return
     from server.flower import Control
-    from server.roster import register_hospitals
+    from server.roster import bring_to_link
 
     try:
         with closing(Control(link_of(paths, _config(paths.folder)))) as control:
-            register_hospitals(control, roster)
+            bring_to_link(paths.roster, control)
     except FederationError as error:
         raise FederationError(f"{error}. The roster is written; the coordinator goes on trying to tell it") from error
     say_plain(console, f"{done}, from now on")

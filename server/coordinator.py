@@ -17,7 +17,7 @@ from server.centre import EXIT_ALL_DONE, EXIT_RUN_FAILED, link_of, read_json, wr
 from server.centre_runs import next_run
 from server.flower import Control, LinkError, LocalLink, server_task
 from server.members import Enrolled
-from server.roster import Roster, read_roster, register_hospitals
+from server.roster import Roster, bring_to_link, read_roster
 from server.run_folder import RunFolder, now_iso
 from server.settings import CentrePaths, RunSettings, ServerConfig, read_server_config
 from server.store import StoreError
@@ -46,9 +46,8 @@ class RosterAtLink:
             log.warning("The roster as it was before counts on: %s", error)
         if self._roster != self._registered:
             try:
-                register_hospitals(self._control, self._roster)
-                self._registered = self._roster
-            except FederationError as error:
+                self._roster = self._registered = bring_to_link(self._path, self._control)
+            except (ConfigError, FederationError) as error:
                 log.warning("The roster has not reached the SuperLink as it should: %s", error)
         return {
             name: Enrolled(hospital.num_images, hospital.num_patients, hospital.code_fingerprint)

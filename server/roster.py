@@ -22,7 +22,7 @@ from aecnn.strict_model import StrictModel
 from server.run_folder import now_iso
 
 if TYPE_CHECKING:  # Flower takes seconds to import, and most commands do without
-    from server.flower import Control, Node
+    from server.flower import Control
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,23 @@ class RosterChange:
         self.roster = roster
 
 
-def register_hospitals(control: "Control", roster: Roster) -> "list[Node]":
-    """Makes the SuperLink accept the enrolled keys and no others; gives its nodes.
+def bring_to_link(path: Path, control: "Control") -> Roster:
+    """Makes the SuperLink accept the keys that are enrolled now, and no others; gives the roster.
+
+    One process at a time, which reads the roster under its lock: with an older one it would unregister a key that was
+    enrolled since, and that is for ever.
+
+    Raises:
+        ConfigError: The roster is damaged.
+        FederationError: The SuperLink does not answer, or refuses a key.
+    """
+    with changing_roster(path) as current:
+        register_hospitals(control, current.roster)
+        return current.roster
+
+
+def register_hospitals(control: "Control", roster: Roster) -> None:
+    """Makes the SuperLink accept a roster's keys and no others, while nobody else does (`bring_to_link`).
 
     Raises:
         FederationError: The SuperLink does not answer, or refuses a key.
@@ -177,4 +192,3 @@ def register_hospitals(control: "Control", roster: Roster) -> "list[Node]":
                 refused.append(f"{name}'s key is not registered: {error}")
     if refused:
         raise FederationError("; ".join(refused))
-    return control.nodes()

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import threading
 
 import pytest
 
@@ -9,7 +10,7 @@ from aecnn.enrolment import EnrolmentRequest, read_request
 from aecnn.errors import ConfigError, FederationError
 from centre_in_folder import new_key, public_pem, write_request
 from server.flower import LinkError, Node
-from server.roster import Roster, changing_roster, read_roster, register_hospitals
+from server.roster import Roster, bring_to_link, changing_roster, read_roster, register_hospitals
 
 
 def _request(tmp_path, **fields) -> EnrolmentRequest:
@@ -114,6 +115,35 @@ def test_one_key_that_is_refused_keeps_no_other_out(tmp_path):
     with pytest.raises(FederationError, match="a's key is not registered"):
         register_hospitals(link, roster)
     assert link.names() == ["b"]
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_an_enrolment_while_another_process_registers_cuts_nobody_off(tmp_path, asked_first):
+    """The coordinator has looked at the link, or is about to, when a hospital is enrolled and registered."""
+    path, link, both = tmp_path / "hospitals.json", Link(), []
+    for name in ("a", "b"):
+        both.append(_request(tmp_path, name=name))
+
+    def enrol(request):
+        with changing_roster(path) as change:
+            change.save(change.roster.with_request(request, replaces=False))
+        bring_to_link(path, link)
+
+    class LinkOfTheCoordinator:
+        def nodes(self):  # while it looks, the command enrols, and registers as soon as it may
+            seen = link.nodes()
+            command.start()
+            command.join(0.3)
+            return seen if asked_first else link.nodes()
+
+        register, unregister = link.register, link.unregister
+
+    command = threading.Thread(target=enrol, args=(both[1],))
+    with changing_roster(path) as change:
+        change.save(change.roster.with_request(both[0], replaces=False))
+    bring_to_link(path, LinkOfTheCoordinator())
+    command.join(60)
+    assert link.names() == ["a", "b"]
 
 
 def _enrol_many(path, folder, start):
