@@ -112,7 +112,7 @@ RUN_SECTIONS = """\
     {% endfor %}
     </tbody>
   </table></div>
-  {% if privacy_curve %}<figure><figcaption>ε of the training patients, by round</figcaption>{{ privacy_curve }}</figure>{% endif %}
+  {% if privacy_curve %}<figure class="after"><figcaption>ε of the training patients, by round</figcaption>{{ privacy_curve }}</figure>{% endif %}
   <p class="after">A patient trains or validates, never both. What a patient has spent in other runs is in the hospital's own ledger.</p>
   {% endif %}
   {% if history.start.central_privacy %}
