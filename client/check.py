@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from aecnn.config import load_config
 from aecnn.contract import code_fingerprint
 from aecnn.data.check.outcome import Outcome, Status
+from aecnn.data.split import in_validation
 from aecnn.enrolment import FederationFile
 from aecnn.errors import AecnnError, FaultyInputError
+from aecnn.findings import FINDINGS
 from aecnn.processes import FolderLock
 from aecnn.progress import OnProgress
 from client.connection import another_centre, connect, node_environment, shake_hands, try_to_connect
@@ -100,6 +102,34 @@ def _patients_outcome(paths: SitePaths, floor: int) -> Outcome:
         faults = [f"{counted(patients, 'patient')}, and policy.min_patients is {floor}: nothing leaves"]
     good = f"{patients:,} of this hospital before the validation part is taken off, the policy wants at least {floor}"
     return _outcome("patients", "Patients", faults, good=good)
+
+
+def check_validation(config: SiteConfig, paths: SitePaths) -> list[Outcome]:
+    """Counts the findings whose exact histograms would leave, and names those with too few validation patients."""
+    policy = config.policy
+    if policy is None or not policy.report.histograms or policy.accept.requires_privacy:
+        return []
+    from aecnn.evaluation.floored import findings_told  # Flower and PyTorch behind these take seconds
+    from client.judging import validation_floor
+    from client.rehearsal import validation_fraction
+    from client.state import SiteState
+
+    check, title = "validation", "Validation figures"
+    share = SiteState(paths.database).validation_fraction() or validation_fraction(config)
+    try:
+        manifest = read_hospital(paths.site).manifest
+    except AecnnError as error:
+        return [_outcome(check, title, _sentences(error))]
+    patients = manifest.table["patient"].tolist()
+    own = in_validation(patients, fraction=share, key=config.validation_key)
+    names, needed = [patient for patient, is_own in zip(patients, own, strict=True) if is_own], validation_floor(policy)
+    told = findings_told(manifest.targets[own], names, min_patients=needed)
+    lacking = [finding for finding, is_told in zip(FINDINGS, told, strict=True) if not is_told]
+    summary = f"if {share:.0%} validate ({counted(len(set(names)), 'patient')}), those of {told.sum()} of {len(told)} "
+    summary += f"findings leave: each needs {needed} patients with it and {needed} without"
+    if lacking and told.any():
+        summary += f"; too few for {', '.join(lacking)}"
+    return [Outcome(check=check, title=title, status="pass" if told.any() else "warn", summary=summary)]
 
 
 def check_disk(folder: Path) -> Outcome:

@@ -24,6 +24,7 @@ from client.check import (
     check_disk,
     check_files,
     check_training,
+    check_validation,
     lines_of,
 )
 from client.paths import SitePaths
@@ -82,7 +83,7 @@ def run_checks(
     if config is not None:
         on_check("opening images")
         found, data_report = check_data(config, paths, labels_only=labels_only, on_progress=on_progress)
-        outcomes += [*found, check_disk(paths.folder)]
+        outcomes += [*found, *check_validation(config, paths), check_disk(paths.folder)]
         outcomes += check_budget(config, paths, num_patients=data_report.num_patients)
         is_trainable = data_report.status != "fail"
         if report is not None:

@@ -27,9 +27,13 @@ _SHAPE = (NUM_FINDINGS, 2, NUM_BINS)
 def validation_targets(data: TrainingData, policy: PolicyConfig) -> Floats:
     """Gives the validation images' targets, NaN throughout for findings that may not be told, [N, F]."""
     targets = data.loaded.manifest.targets[data.validation_rows]
-    needed = patients_needed(policy.min_patients, is_floored=policy.report.histogram_mode == "floored")
-    told = findings_told(targets, validation_patients(data), min_patients=needed)
+    told = findings_told(targets, validation_patients(data), min_patients=validation_floor(policy))
     return np.where(told, targets, np.nan)
+
+
+def validation_floor(policy: PolicyConfig) -> int:
+    """Gives how many validation patients a finding needs in each class for its histogram to leave."""
+    return patients_needed(policy.min_patients, is_floored=policy.report.histogram_mode == "floored")
 
 
 def validation_patients(data: TrainingData) -> list[str]:

@@ -128,7 +128,7 @@ def describe_end(summary: RunSummary, folder: Path) -> list[str]:
         line += f"; released is the model after round {summary.released_round}"
         scores = {"validation": summary.validation_macro_auroc, "test": summary.test_macro_auroc}
         known = [f"{part} {figure(score)}" for part, score in scores.items() if score is not None]
-        line += f", macro AUROC: {', '.join(known)}" if known else ", macro AUROC undefined"
+        line += f", macro AUROC: {', '.join(known)}" if known else ", macro AUROC undefined (why: model_card.md)"
     report = folder / "report.html"
     return [line, f"report: {report}" if report.is_file() else f"folder: {folder}"]
 

@@ -269,6 +269,8 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
     how = validation["interval"]
     sure = _interval_in_words(validation["macro_auroc_ci"], how) or NO_INTERVAL.get(how, "")
     lines = [f"- {_named(basis)}, pooled: macro AUROC {_score(validation['macro_auroc'])}{sure}{binned}"]
+    if validation["withheld"] and hospitals == 0:
+        lines = ["- Validation: every hospital kept its figures to itself; see below"]
     if test is None:
         lines.append("- No test figures: the centre has no test set of its own")
     else:

@@ -196,6 +196,10 @@ def _answer_line(event: Event, num_rounds: int) -> str:
 def _judged_line(event: Event, num_rounds: int) -> str:
     ends = event["macro_auroc_ci"]
     told = "" if ends is None else f" (95 % interval {figure(ends[0])} to {figure(ends[1])}, {event['interval']})"
+    if event["macro_auroc"] is None:
+        told = (
+            ": no finding of which hospitals told both positives and negatives (model_card.md says what was withheld)"
+        )
     return f"round {event['round']}/{num_rounds}  released model  validation AUROC {figure(event['macro_auroc'])}{told}"
 
 

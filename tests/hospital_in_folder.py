@@ -32,9 +32,17 @@ def federation_file(path: Path, *, address="127.0.0.1:9", authority=None, **chan
     return path
 
 
+VALIDATION_KEY = "a-key-of-tests"
+
+
 def make_hospital(folder: Path, data: Path, *, federation: Path, name="st-mary", **replaced) -> SitePaths:
-    """A folder as ``aecnn-client init`` makes it; `replaced` are texts of its site file, old="new"."""
+    """A folder as ``aecnn-client init`` makes it; `replaced` are texts of its site file, old="new".
+
+    Who validates follows from a key of tests, where `init` draws one: no test is to fail for a draw of nobody.
+    """
     from client.setup import make_folder
+
+    replaced = {"validation_key": VALIDATION_KEY} | replaced
 
     make_folder(folder, federation=federation, name=name, data=data, device="cpu")
     paths = SitePaths(folder)

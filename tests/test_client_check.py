@@ -13,6 +13,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -22,18 +23,21 @@ from scipy.stats import norm
 from aecnn.config import ModelConfig, load_config
 from aecnn.contract import exchange_schema
 from aecnn.data.check.outcome import Outcome
+from aecnn.data.split import in_validation
 from aecnn.enrolment import FederationFile
 from aecnn.evaluation.noised import expected_auroc_error
+from aecnn.findings import FINDINGS
 from aecnn.model.joint import build_architecture
 from centre_in_folder import eventually, free_port
-from client.check import check_budget, check_centre, check_connection, check_files
+from client.check import check_budget, check_centre, check_connection, check_files, check_validation
 from client.check_command import CheckResult, check_progress, run_checks, show_checks
 from client.connection import node_environment, proxy_for, try_to_connect
 from client.ledger_store import create_ledger
 from client.node_log import node_state
 from client.rehearsal import Speed, rehearsal_plan, rehearsal_site, rehearse
 from client.setup import public_key_of, rotate_key
-from client.site import SiteConfig
+from client.site import SiteConfig, read_hospital
+from client.state import SiteState
 from hospital_in_folder import aecnn_client, client_started, federation_file, make_hospital
 from hospital_in_process import PLAN
 from server.certificates import issue_server_certificate, make_authority
@@ -330,7 +334,7 @@ def _delta_of_gaussian(epsilon, sigma):
 def test_what_is_shown_is_all_that_the_contract_lists_and_the_real_client_never_knows(
     phantom_64px, tmp_path, threads_kept
 ):
-    # Two patients validate: with a higher floor neither validation sums nor histograms would leave.
+    # Six patients validate: with a higher floor neither validation sums nor histograms would leave.
     paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", positives="false", min_patients="2")
     found = run_checks(paths.folder, labels_only=True)
     checks = _by_name(found.outcomes)
@@ -358,7 +362,7 @@ def test_the_rehearsal_takes_as_many_steps_as_the_floor_of_patients_asks_for(pha
     paths, _ = _hospital(tmp_path, phantom_64px, backbones="[resnet18]", min_patients="10")
     with rehearsal_site(paths) as site:
         _, train = rehearse(site)["messages"]
-    assert set(train["records"]) == {"origin", "audit", "report", "weights"}  # two patients validate
+    assert set(train["records"]) == {"origin", "audit", "report", "weights"}  # six patients validate
     assert 1 < train["records"]["report"]["scalars"]["num-steps"] <= 4
 
 
@@ -371,6 +375,37 @@ def test_a_hospital_below_its_own_floor_sees_that_nothing_would_leave(phantom_64
     assert checks["patients"].status == checks["would-leave"].status == found.status == "fail"
     assert [message["records"] for message in found.would_leave["messages"]] == [{}, {}]
     assert "min_patients is 1000" in checks["would-leave"].summary
+
+
+@pytest.mark.parametrize(
+    ("floor", "mode", "status"), [(2, "fine", "pass"), (2, "floored", "pass"), (10, "fine", "warn")]
+)
+def test_which_findings_figures_would_leave_is_told_before_the_site_joins(phantom_64px, tmp_path, floor, mode, status):
+    paths, _ = _hospital(
+        tmp_path, phantom_64px, min_patients=str(floor), histogram_mode=mode, validation_fraction="0.3"
+    )
+    config = load_config(paths.site, SiteConfig).model_copy(update={"validation_key": "a key"})
+    (outcome,) = check_validation(config, paths)
+    SiteState(paths.database).set_validation_fraction(0.1)
+    assert "if 10% validate" in check_validation(config, paths)[0].summary  # what the centre asked for first holds
+    manifest = read_hospital(paths.site).manifest
+    table = pd.DataFrame(manifest.targets, columns=list(FINDINGS)).assign(patient=manifest.table["patient"].tolist())
+    own = table[in_validation(table["patient"].tolist(), fraction=0.3, key=config.validation_key)]
+    lacking = []
+    for finding in FINDINGS:
+        with_it, without = (own[own[finding] == value]["patient"].nunique() for value in (1, 0))
+        if min(with_it, without) < floor * (2 if mode == "floored" else 1):
+            lacking.append(finding)
+    assert outcome.status == status
+    assert (
+        f"if 30% validate ({own['patient'].nunique()} patients), those of {14 - len(lacking)} of 14" in outcome.summary
+    )
+    assert outcome.summary.endswith(", ".join(lacking)) or status == "warn"
+
+
+def test_what_the_site_keeps_in_needs_no_floor(phantom_64px, tmp_path):
+    paths, _ = _hospital(tmp_path, phantom_64px, requires_privacy="true")
+    assert check_validation(load_config(paths.site, SiteConfig), paths) == []
 
 
 @pytest.mark.slow

@@ -27,9 +27,11 @@ def test_the_end_of_a_run_names_the_released_round_its_figures_and_the_report(pa
     first, second = describe_end(summary_of(folder.path), folder.path)
     assert first == f"{folder.path.name}: unfinished after 0 rounds"
     assert second == f"folder: {folder.path}"
-    folder.append_event({"event": "validation", "round": 1, "macro_auroc": 0.625})
     folder.append_event({"event": "round", "round": 1})
     _end(folder)
+    undefined = describe_end(summary_of(folder.path), folder.path)[0]
+    assert undefined.endswith("after round 1, macro AUROC undefined (why: model_card.md)")
+    folder.append_event({"event": "validation", "round": 1, "macro_auroc": 0.625})
     (folder.path / "report.html").touch()
     assert describe_end(summary_of(folder.path), folder.path) == [
         f"{folder.path.name}: completed after 1 round; released is the model after round 1, "

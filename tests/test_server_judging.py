@@ -21,6 +21,7 @@ from server.admission import fault_of_placements
 from server.app import run_and_release
 from server.history import validation_event
 from server.judgement import Judgement, judged_event
+from server.progress import plain_lines
 from server.run_folder import RunFolder
 from server.store import RoundStore
 from server.wire import Answer
@@ -262,6 +263,9 @@ def test_hospitals_that_keep_their_histograms_are_asked_for_no_sums(tmp_path):
     assert judged["macro_auroc"] is judged["interval"] is None
     assert "its site file keeps it" in judged["withheld"][NAMES[0]][0]
     assert not any(kind == contract.PLACE for _, kind, _ in hospitals.asked)
+    assert "no finding of which hospitals told both positives and negatives" in plain_lines(judged, 3)[0]
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert "- Validation: every hospital kept its figures to itself; see below\n" in card
 
 
 @pytest.mark.slow
