@@ -28,7 +28,7 @@ def picture(console: Console, name: str, title: str) -> None:
         page, shot = Path(folder, "page.html"), Path(folder, "shot.png")
         page.write_text(f"<body style='margin:0'>{console.export_svg(title=title)}</body>", encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
-        size = [f"--user-data-dir={folder}/profile", "--window-size=1560,1600", f"--screenshot={shot}"]
+        size = [f"--user-data-dir={folder}/profile", "--window-size=1560,2400", f"--screenshot={shot}"]
         subprocess.run(["chromium", *flags, *size, page.as_uri()], check=True, capture_output=True)  # noqa: S607
         image = Image.open(shot).convert("RGB")
         blank = Image.new("RGB", image.size, image.getpixel((image.width - 1, image.height - 1)))
