@@ -10,12 +10,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' \
 .PHONY: help demo test coverage lint types imports format bundle clean
 
 help:
-	@echo 'make demo     a federation of three simulated hospitals, to the report (a few minutes)'
-	@echo 'make test     lint, types, import rules and all tests this machine can run'
-	@echo 'make coverage the tests again, and which lines they run'
-	@echo 'make format   let ruff format and mend the code'
-	@echo 'make bundle   a folder of wheels for hospitals without a package index (3 GB)'
-	@echo 'make clean    remove the environment and what the demo made'
+	@echo 'make demo      a federation of three simulated hospitals, to the report (a few minutes)'
+	@echo 'make test      lint, types, import rules and all tests this machine can run'
+	@echo 'make coverage  the tests again, and which lines they run'
+	@echo 'make format    let ruff format and mend the code'
+	@echo 'make bundle    a folder of wheels for hospitals without a package index (3 GB)'
+	@echo 'make clean     remove the environment and what the demo made'
 
 # uv installs in seconds what pip takes minutes for; it lives inside the environment.
 $(READY): pyproject.toml
