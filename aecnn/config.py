@@ -16,6 +16,7 @@ from aecnn.errors import ConfigError, UnknownFindingError
 from aecnn.findings import FINDINGS, finding_index, nearest_hint
 from aecnn.privacy_config import CentralPrivacyConfig, PrivacyConfig, evaluated_rounds
 from aecnn.strict_model import StrictModel
+from aecnn.yaml_text import read_yaml
 
 Backbone = Literal[
     "resnet18",
@@ -444,12 +445,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(path, [f"cannot be read ({error.strerror}): give the path of a YAML file"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise ConfigError(path, [f"holds {type(document).__name__}, expected keys and values"])
     return document

@@ -4,6 +4,7 @@ import pytest
 
 from aecnn.config import SimulationConfig, dump_config, load_config, locate_config
 from aecnn.errors import ConfigError
+from aecnn.yaml_text import read_yaml
 from conftest import PROJECT
 
 SIMULATIONS = sorted((PROJECT / "configs").glob("*.yaml"))
@@ -83,6 +84,27 @@ def test_files_that_are_no_configuration_are_refused(tmp_path):
             load_config(tmp_path / "x.yaml", SimulationConfig)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path, SimulationConfig)
+
+
+def test_a_key_that_stands_twice_is_refused_and_all_of_them_are_named(tmp_path):
+    demo = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    last = len(demo.splitlines())
+    (tmp_path / "x.yaml").write_text(
+        demo + "name: again\ntraining: {batch_size: 4, learning_rate: 0.1, batch_size: 8}\n"
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "x.yaml", SimulationConfig)
+    name, training = (1 + [line.split(":")[0] for line in demo.splitlines()].index(key) for key in ("name", "training"))
+    assert set(refused.value.faults) == {
+        f"batch_size: stands 2 times in one section (lines {last + 2} and {last + 2}): keep one",
+        f"name: stands 2 times in one section (lines {name} and {last + 1}): keep one",
+        f"training: stands 2 times in one section (lines {training} and {last + 2}): keep one",
+    }
+
+
+def test_a_section_may_take_over_another_and_change_it(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {y: 2}\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"y": 2}}
 
 
 def test_what_a_partition_lacks_and_what_it_does_not_take_are_told_together():
