@@ -388,8 +388,9 @@ def load_config(path: Path, kind: type[Config], *, overrides: Sequence[str] = ()
         ConfigError: With every fault found, each with its key, value and remedy.
     """
     document = _read_document(path)
-    for override in overrides:
-        _apply_override(document, override)
+    faults = [fault for override in overrides if (fault := _apply_override(document, override))]
+    if faults:
+        raise ConfigError("--set", faults)
     return validate_config(document, kind, subject=path)
 
 
@@ -451,21 +452,23 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
+def _apply_override(document: dict[str, Any], override: str) -> str | None:
+    """Puts a value in its place; gives why it cannot, or None."""
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}", ["expected key=value, for example training.batch_size=16"])
+        return f"{override}: expected key=value, for example training.batch_size=16"
     *parents, last = key.split(".")
     place = document
     for parent in parents:
         inner = place.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}", [f"{parent!r} is the value {inner!r}, it has no keys below it"])
+            return f"{override}: {parent!r} is the value {inner!r}, it has no keys below it"
         place = inner
     try:
         place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}", [f"{value!r} is not a YAML value"]) from error
+    except yaml.YAMLError:
+        return f"{override}: {value!r} is not a YAML value"
+    return None
 
 
 def _sentence(fault: Any, kind: type[BaseModel]) -> str:
