@@ -131,7 +131,8 @@ def floored_table(images: Scored, *, min_patients: int) -> list[str]:
     rows = [
         f"What `floored` costs, floor {min_patients} patients, spread 1 logit. All {len(images.targets):,} images, and "
         "a tenth of the patients, shared out over the hospitals. Errors and bounds are of the images whose hospital "
-        "told the finding; a standard error is of the macro mean, by patient, beside that from the scores themselves:",
+        "told the finding; a standard error is of the macro mean, by patient, from the sums as "
+        "they leave, beside that from the scores:",
         "",
         "| images | hospitals | mode | findings told, mean | largest error | error of the macro mean | largest bound "
         "| bound of the macro mean | standard error ÷ exact | seconds a hospital |",

@@ -1,14 +1,14 @@
 """Score histograms: what a hospital says about its model's predictions, and all that pooled figures need.
 
 A histogram counts, for each finding, how many positive and how many negative images fall into each bin of one fixed
-grid of logits. Counts of two hospitals add, so figures of the pooled scores follow without a score leaving
+grid of logits. Counts of two hospitals add, so figures of the pooled scores follow without the scores leaving
 (`aecnn.evaluation.pooled`).
 
 Which grid: a pair of a positive and a negative in one bin cannot be ordered, so bins must be narrow where scores are.
 They are even steps of asinh(logit / 4): 1/591 of a logit wide at 0, 1/418 at ±4, 1/143 at ±16, and reach to ±64. With
 evenly wide bins a model that is four times too sure of itself fills the outer ones, or one that hardly dares to say
 anything falls into a few. Measured (`benchmarks/histograms.py`) at ChestX-ray14's test size: the error bound of every
-finding is below 1e-3 for scores whose spread is 0.3 to 6 logits.
+finding is below 1e-3 for scores whose spread is 0.3 to 10 logits.
 
 Shapes: N images, F findings, B bins; counts are [F, 2, B] with class 0 = negative, 1 = positive.
 """
